@@ -1,1 +1,26 @@
-//! TBD
+//! Environments and machines over time.
+//!
+//! [`Engine`] is the door: it makes sure that an environment is installed, starts a `pyro vmm` process that boots a
+//! microVM from it, and hands out a [`Machine`] to run commands in. Files, shells and services are built above it, over
+//! the guest agent.
+//!
+//! Deliberately absent: tools, profiles and every surface. This crate prints nothing and reads no configuration file.
+
+mod engine;
+mod error;
+mod exec;
+mod machine;
+mod paths;
+mod progress;
+mod spec;
+
+pub use engine::{AgentSource, Engine, EngineOptions};
+pub use error::{EngineError, ErrorCode};
+pub use exec::{ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, ExecSession};
+pub use machine::Machine;
+pub use paths::Paths;
+pub use progress::{NoProgress, Progress};
+pub use spec::{
+    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineSpec, MachineState, TTL_SECONDS,
+    VCPU_COUNT,
+};
