@@ -1,0 +1,294 @@
+//! What the control frames say.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The error codes of [`ErrorReply::code`]. New ones may be added; treat an unknown one as [`INTERNAL`](codes::INTERNAL).
+pub mod codes {
+    /// The request itself is wrong: a NUL byte, an empty program, a frame that does not fit.
+    pub const INVALID_ARGUMENT: &str = "invalid_argument";
+    /// The working directory does not exist or is not a directory.
+    pub const INVALID_CWD: &str = "invalid_cwd";
+    /// The program, or the interpreter its first line names, does not exist.
+    pub const NOT_FOUND: &str = "not_found";
+    /// The program may not be executed.
+    pub const PERMISSION_DENIED: &str = "permission_denied";
+    /// The program is a file the kernel cannot execute.
+    pub const NOT_EXECUTABLE: &str = "not_executable";
+    /// The agent does not know the operation.
+    pub const UNSUPPORTED: &str = "unsupported";
+    /// The agent does not speak the protocol number of `Open`.
+    pub const UNSUPPORTED_PROTOCOL: &str = "unsupported_protocol";
+    /// Too many operations at once.
+    pub const LIMIT_EXCEEDED: &str = "limit_exceeded";
+    /// The peer broke the framing or the order of frames.
+    pub const PROTOCOL_VIOLATION: &str = "protocol_violation";
+    /// The guest system refused something the agent needs, such as a pipe or a process.
+    pub const INTERNAL: &str = "internal";
+}
+
+/// The first frame of every connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Open {
+    /// The protocol number the host speaks.
+    pub protocol: u32,
+    /// What to do.
+    pub op: Op,
+}
+
+impl Open {
+    /// Returns an `Open` with this crate's protocol number.
+    pub fn new(op: Op) -> Self {
+        Self {
+            protocol: crate::PROTOCOL,
+            op,
+        }
+    }
+}
+
+/// An operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Asks for the guest's facts; may set its clock and feed its random generator.
+    Hello(HelloRequest),
+    /// Runs a command.
+    Exec(ExecRequest),
+    /// Ends the guest.
+    Shutdown(ShutdownRequest),
+    /// An operation this side does not know, by name. Answered with [`codes::UNSUPPORTED`].
+    Unsupported(String),
+}
+
+/// The JSON of an [`Open`]: the operation's name, and its arguments under a member of that name.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct OpenWire {
+    protocol: u32,
+    op: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hello: Option<HelloRequest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exec: Option<ExecRequest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shutdown: Option<ShutdownRequest>,
+}
+
+impl From<&Open> for OpenWire {
+    fn from(open: &Open) -> Self {
+        let mut wire = Self {
+            protocol: open.protocol,
+            op: String::new(),
+            hello: None,
+            exec: None,
+            shutdown: None,
+        };
+        match &open.op {
+            Op::Hello(hello) => {
+                wire.op = "hello".into();
+                wire.hello = Some(hello.clone());
+            }
+            Op::Exec(exec) => {
+                wire.op = "exec".into();
+                wire.exec = Some(exec.clone());
+            }
+            Op::Shutdown(shutdown) => {
+                wire.op = "shutdown".into();
+                wire.shutdown = Some(shutdown.clone());
+            }
+            Op::Unsupported(name) => wire.op.clone_from(name),
+        }
+        wire
+    }
+}
+
+impl OpenWire {
+    /// Returns the typed form, or what is missing.
+    pub(crate) fn into_open(self) -> Result<Open, &'static str> {
+        let op = match self.op.as_str() {
+            "hello" => Op::Hello(self.hello.unwrap_or_default()),
+            "exec" => Op::Exec(self.exec.ok_or("operation `exec` without member `exec`")?),
+            "shutdown" => Op::Shutdown(self.shutdown.unwrap_or_default()),
+            _ => Op::Unsupported(self.op),
+        };
+        Ok(Open {
+            protocol: self.protocol,
+            op,
+        })
+    }
+}
+
+/// The arguments of [`Op::Hello`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HelloRequest {
+    /// The host's wall clock, in nanoseconds since 1970. The guest steps its clock when it differs by more than 1 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unix_ns: Option<u64>,
+    /// Bytes for the guest's random generator, credited as full entropy. At most 512 are used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Seed>,
+}
+
+/// Random bytes that never show in a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seed(pub Vec<u8>);
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Seed([redacted; {} bytes])", self.0.len())
+    }
+}
+
+/// The guest's facts: the answer to [`Op::Hello`], and what the agent sends to [`READY_PORT`](crate::READY_PORT).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HelloReply {
+    /// The oldest protocol number the agent speaks.
+    pub protocol_min: u32,
+    /// The newest protocol number the agent speaks.
+    pub protocol_max: u32,
+    /// The agent's version.
+    pub agent_version: String,
+    /// The guest kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// Milliseconds from the start of the guest kernel's clock until the agent listened.
+    pub boot_ms: u64,
+    /// When each step of the boot was done, in order.
+    pub boot_steps: Vec<BootStep>,
+    /// The guest's memory as its kernel counts it, in bytes.
+    pub mem_total_bytes: u64,
+    /// The number of online virtual CPUs.
+    pub cpus: u32,
+    /// The guest's host name.
+    pub hostname: String,
+    /// True when each command has its own cgroup, false when only its process group is killed.
+    pub cgroups: bool,
+    /// True when this request's `unix_ns` stepped the clock.
+    pub clock_stepped: bool,
+    /// True when this request's `seed` was credited to the kernel's random generator.
+    pub seeded: bool,
+}
+
+/// One step of the boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BootStep {
+    /// The step's name, such as `root mounted`.
+    pub name: String,
+    /// Microseconds from the start of the guest kernel's clock until the step was done.
+    pub done_us: u64,
+}
+
+/// The arguments of [`Op::Exec`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// What to run.
+    pub program: Program,
+    /// The working directory. `None` is the agent's default, `/workspace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Variables set on top of the agent's base environment, in order; the last of one name wins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<(String, String)>,
+    /// Milliseconds after which the whole process tree is killed. 0 is no limit.
+    #[serde(default)]
+    pub timeout_ms: u64,
+    /// True when the host sends `Stdin` frames and a `StdinEof`; false gives the command an empty stdin.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+impl ExecRequest {
+    /// Returns a request with no time limit, no stdin, and the agent's default directory and environment.
+    pub fn new(program: Program) -> Self {
+        Self {
+            program,
+            cwd: None,
+            env: Vec::new(),
+            timeout_ms: 0,
+            stdin: false,
+        }
+    }
+}
+
+/// What an exec runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A program and its arguments. A name without a slash is looked up in the command's `PATH`.
+    Argv(Vec<String>),
+    /// A command line for `/bin/sh -lc`.
+    Shell(String),
+}
+
+/// The arguments of [`Op::Shutdown`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShutdownRequest {
+    /// How the machine ends.
+    pub mode: ShutdownMode,
+}
+
+/// How the machine ends after a shutdown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShutdownMode {
+    /// ACPI power off. Needs a VMM that offers it.
+    #[default]
+    PowerOff,
+    /// Restart. On a VMM told not to reboot, this ends the machine without ACPI.
+    Reboot,
+}
+
+/// The command's main process runs: its program was found and executed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Started {
+    /// The process id in the guest.
+    pub pid: u32,
+}
+
+/// The end of an exec. Every byte the command wrote was sent before it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Exited {
+    /// The exit code, when the main process exited by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal's name (`SIGKILL`), when a signal ended the main process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// True when `timeout_ms` passed and the process tree was killed for it.
+    pub timed_out: bool,
+    /// Milliseconds from the start of the main process to its end.
+    pub duration_ms: u64,
+    /// CPU time of the whole process tree, in microseconds. Without cgroups, of the reaped main process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_us: Option<u64>,
+    /// The most memory the process tree held at once, in bytes. Absent when the kernel does not count it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+    /// True when the kernel killed a process of the tree for want of memory.
+    pub oom_killed: bool,
+    /// True when processes were still running after the main process ended, and were killed.
+    pub leftovers_killed: bool,
+}
+
+/// An operation failed. It is the last frame of its connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ErrorReply {
+    /// One of [`codes`].
+    pub code: String,
+    /// What is wrong, with the value, for a person.
+    pub message: String,
+}
+
+/// The guest is about to end. It is the last frame of its connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GoingDown {
+    /// True when every process has ended, all data is written and the root file system is read-only.
+    pub clean: bool,
+}
