@@ -1,2 +1,60 @@
-//! TBD
-fn main() {}
+//! The tasks of this repository: `cargo xtask setup|build|demo|test|check|bench|lab`.
+//!
+//! Each task installs what it needs first, so that one command does everything
+//! on a fresh Debian machine with Rust. What the tasks say goes to stderr;
+//! stdout carries only what the commands they run print.
+#![allow(clippy::print_stderr, reason = "a task runner talks to the person who started it")]
+
+mod bench;
+mod check;
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, demonstrates, tests and measures pyro")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing: system packages, Rust targets and components
+    Setup,
+    /// Build target/release/pyro with everything it embeds
+    Build,
+    /// Set up, build, prepare debian:12, and run the main job on real input over the CLI and over MCP
+    Demo,
+    /// Set up, build and run all tests
+    Test(test::Options),
+    /// Check formatting, lints and documentation
+    Check,
+    /// Measure, and print medians
+    Bench(bench::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let root = shell::root()?;
+    match cli.task {
+        Task::Setup => setup::run(&root),
+        Task::Build => setup::run(&root).and_then(|()| build(&root)),
+        Task::Demo => demo::run(&root),
+        Task::Test(options) => test::run(&root, &options),
+        Task::Check => check::run(&root),
+        Task::Bench(options) => bench::run(&root, &options),
+    }
+}
+
+/// Builds the release binary with the components, the guest agent and the
+/// profiles in it.
+fn build(root: &std::path::Path) -> anyhow::Result<()> {
+    shell::step("build pyro, its components and the guest agent (minutes the first time)");
+    shell::cargo(root)
+        .args(["build", "--release", "--locked", "--package", "pyro"])
+        .run()
+}

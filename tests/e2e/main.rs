@@ -1,0 +1,8 @@
+//! End-to-end tests: the built binary, real microVMs, no knowledge of the crates
+//! beneath.
+
+mod architecture;
+mod bad_input;
+mod environments;
+mod mcp;
+mod run;
