@@ -1,0 +1,13 @@
+//! What can be known about a component without running or compiling it.
+//!
+//! [`ComponentScan`] reads the bytes: what it imports and exports, and the tool list its build tool put into the
+//! `pyro:manifest` custom section. [`ToolSpec`] is one tool as the component states it; `lint` decides whether pyro can
+//! offer it to the clients there are.
+
+mod lint;
+mod scan;
+mod spec;
+
+pub(crate) use lint::lint_tools;
+pub(crate) use scan::{ComponentScan, append_manifest};
+pub(crate) use spec::{ToolSpec, manifest_json};

@@ -1,0 +1,188 @@
+//! Reading a component's outside from its bytes.
+
+use wasmparser::{Encoding, Parser, Payload};
+
+use super::spec::{ToolSpec, parse_manifest};
+
+/// The custom section that mirrors `list-tools`.
+pub(crate) const MANIFEST_SECTION: &str = "pyro:manifest";
+
+/// Largest manifest read: 128 tools with 16 KiB of schema each do not reach it.
+const MAX_MANIFEST_BYTES: usize = 4 << 20;
+
+/// Largest component read. CPython, the largest known guest, is 18 MiB.
+pub(crate) const MAX_COMPONENT_BYTES: u64 = 256 << 20;
+
+/// Components and modules nested deeper than this are not ones that a tool chain made.
+const MAX_DEPTH: usize = 32;
+
+/// The outside of a component.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ComponentScan {
+    /// Names of the imports, as `pyro:vm/exec@0.1.0`, in the order of the file.
+    pub(crate) imports: Vec<String>,
+    /// Names of the exports.
+    pub(crate) exports: Vec<String>,
+    /// The tools of the `pyro:manifest` section; none when there is no such section.
+    pub(crate) tools: Option<Vec<ToolSpec>>,
+}
+
+/// Why bytes are not a component that can be looked at.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScanError {
+    /// Not wasm at all.
+    #[error("not a WebAssembly file: it starts with {0}")]
+    NotWasm(String),
+    /// A core module.
+    #[error("a core WebAssembly module, not a component")]
+    CoreModule,
+    /// Broken.
+    #[error("damaged at byte {offset}: {message}")]
+    Damaged {
+        /// Offset in the file.
+        offset: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// Nested too deep.
+    #[error("components nested more than {MAX_DEPTH} deep")]
+    TooDeep,
+    /// An unreadable tool list.
+    #[error("its `{MANIFEST_SECTION}` section {0}")]
+    Manifest(String),
+}
+
+impl ScanError {
+    /// Returns the next step.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            ScanError::NotWasm(_) | ScanError::Damaged { .. } | ScanError::TooDeep => {
+                "build it again, for the target `wasm32-wasip2`"
+            }
+            ScanError::CoreModule => {
+                "build it for the target `wasm32-wasip2`, or wrap it with `wasm-tools component new`"
+            }
+            ScanError::Manifest(_) => "write the section again with `pyro plugin pack`",
+        }
+    }
+}
+
+impl ComponentScan {
+    /// Walks every payload of `bytes`, nested modules too: a section written by `#[link_section]` ends up there.
+    pub(crate) fn read(bytes: &[u8]) -> Result<ComponentScan, ScanError> {
+        if !bytes.starts_with(b"\0asm") {
+            let head: Vec<u8> = bytes.iter().take(4).copied().collect();
+            let shown = match bytes.len() {
+                0 => "nothing, it is empty".to_owned(),
+                _ => format!("0x{}", hex::encode(head)),
+            };
+            return Err(ScanError::NotWasm(shown));
+        }
+        let mut scan = ComponentScan::default();
+        let mut manifest: Option<&[u8]> = None;
+        let mut depth = 0usize;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload.map_err(damaged)? {
+                Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => return Err(ScanError::CoreModule),
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                    depth += 1;
+                    if depth > MAX_DEPTH {
+                        return Err(ScanError::TooDeep);
+                    }
+                }
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentImportSection(reader) if depth == 0 => {
+                    for import in reader {
+                        scan.imports.push(import.map_err(damaged)?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(reader) if depth == 0 => {
+                    for export in reader {
+                        scan.exports.push(export.map_err(damaged)?.name.name.to_owned());
+                    }
+                }
+                Payload::CustomSection(section) if section.name() == MANIFEST_SECTION => {
+                    if manifest.replace(section.data()).is_some() {
+                        return Err(ScanError::Manifest("stands in it twice".to_owned()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(json) = manifest {
+            if json.len() > MAX_MANIFEST_BYTES {
+                return Err(ScanError::Manifest(format!("has {} bytes, more than {MAX_MANIFEST_BYTES}", json.len())));
+            }
+            scan.tools = Some(parse_manifest(json).map_err(ScanError::Manifest)?);
+        }
+        Ok(scan)
+    }
+}
+
+fn damaged(error: wasmparser::BinaryReaderError) -> ScanError {
+    ScanError::Damaged { offset: error.offset(), message: error.message().to_owned() }
+}
+
+/// Returns the component with a `pyro:manifest` section at its end.
+pub(crate) fn append_manifest(component: &[u8], json: &str) -> Vec<u8> {
+    let mut body = Vec::with_capacity(json.len() + 16);
+    leb128(&mut body, MANIFEST_SECTION.len());
+    body.extend_from_slice(MANIFEST_SECTION.as_bytes());
+    body.extend_from_slice(json.as_bytes());
+    let mut packed = component.to_vec();
+    // Section 0 is a custom section in modules and components alike.
+    packed.push(0);
+    leb128(&mut packed, body.len());
+    packed.extend_from_slice(&body);
+    packed
+}
+
+fn leb128(into: &mut Vec<u8>, mut value: usize) {
+    loop {
+        let low = (value & 0x7f) as u8;
+        value >>= 7;
+        if value == 0 {
+            into.push(low);
+            return;
+        }
+        into.push(low | 0x80);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The preamble of an empty component.
+    const EMPTY: &[u8] = b"\0asm\x0d\0\x01\0";
+
+    #[test]
+    fn an_appended_manifest_is_read_back() {
+        let json = r#"{"manifest":1,"tools":[{"name":"a","description":"does a","input_schema":{"type":"object"}}]}"#;
+        let scan = ComponentScan::read(&append_manifest(EMPTY, json)).unwrap();
+        let tools = scan.tools.unwrap();
+        assert_eq!(tools.len(), 1);
+        assert_eq!(tools[0].name, "a");
+        assert!(ComponentScan::read(EMPTY).unwrap().tools.is_none());
+    }
+
+    #[test]
+    fn what_is_not_a_component_is_named() {
+        let text = |bytes: &[u8]| ComponentScan::read(bytes).unwrap_err().to_string();
+        assert_eq!(text(b""), "not a WebAssembly file: it starts with nothing, it is empty");
+        assert_eq!(text(b"\x7fELF\x02"), "not a WebAssembly file: it starts with 0x7f454c46");
+        assert_eq!(text(b"\0asm\x01\0\0\0"), "a core WebAssembly module, not a component");
+        assert!(text(b"\0asm\x0d\0\x01\0\x07\xff").starts_with("damaged at byte"));
+        let twice = append_manifest(&append_manifest(EMPTY, "{}"), "{}");
+        assert_eq!(text(&twice), "its `pyro:manifest` section stands in it twice");
+        assert!(text(&append_manifest(EMPTY, "[]")).starts_with("its `pyro:manifest` section is not valid:"));
+    }
+
+    #[test]
+    fn no_prefix_of_a_component_panics() {
+        let packed = append_manifest(EMPTY, r#"{"manifest":1,"tools":[]}"#);
+        for end in 0..packed.len() {
+            let _ = ComponentScan::read(&packed[..end]);
+        }
+    }
+}
