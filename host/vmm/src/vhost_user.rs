@@ -32,12 +32,13 @@ use vmm_sys_util::event::{
 };
 
 use crate::vsock::{
-    QUEUE_SIZE, VsockConfig, VsockDevice, VsockError, VsockHandle, VsockNotify, VsockQueues,
-    VsockRingError,
+    VsockConfig, VsockDevice, VsockError, VsockHandle, VsockNotify, VsockQueues, VsockRingError,
 };
 
 /// Queues that QEMU hands to the backend: rx and tx.
 const QUEUES: usize = 2;
+/// Largest queue QEMU's virtio-mmio lets a driver have, whatever its device asks for.
+const MAX_QUEUE_SIZE: usize = 1024;
 const RX: u16 = 0;
 const TX: u16 = 1;
 /// The number just behind the queues belongs to the event loop.
@@ -260,7 +261,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE.into()
+        MAX_QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {
