@@ -34,7 +34,8 @@ pub enum HostFrame {
     Stdin(Vec<u8>),
     /// The end of the command's stdin.
     StdinEof,
-    /// A signal, by name (`SIGINT`, `INT`), for the command's process group.
+    /// A signal, by name (`SIGINT`, `INT`), for the command's process group. `SIGKILL` ends the whole process tree.
+    /// Check names with [`signal_number`](crate::signal_number); an agent that does not know one ends the exec with an error.
     Signal(String),
     /// A frame of a later version, to be ignored.
     Unknown(u8),

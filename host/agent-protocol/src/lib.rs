@@ -24,6 +24,7 @@
 
 mod frame;
 mod message;
+mod signal;
 
 pub use frame::{
     FrameDecoder, FrameError, GuestFrame, HostFrame, encode_stderr, encode_stdin, encode_stdout,
@@ -32,6 +33,7 @@ pub use message::{
     BootStep, ErrorReply, ExecRequest, Exited, GoingDown, HelloReply, HelloRequest, Op, Open,
     Program, Seed, ShutdownMode, ShutdownRequest, Started, codes,
 };
+pub use signal::{signal_name, signal_number};
 
 /// The protocol number this crate speaks.
 pub const PROTOCOL: u32 = 1;

@@ -263,7 +263,7 @@ pub struct Exited {
     pub timed_out: bool,
     /// Milliseconds from the start of the main process to its end.
     pub duration_ms: u64,
-    /// CPU time of the whole process tree, in microseconds. Without cgroups, of the reaped main process.
+    /// CPU time of the whole process tree, in microseconds. Absent without cgroups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_us: Option<u64>,
     /// The most memory the process tree held at once, in bytes. Absent when the kernel does not count it.

@@ -1,0 +1,291 @@
+//! One cgroup (v2) per command: counts what the whole process tree uses, and ends all of it at once.
+//!
+//! Cgroups are made ahead of need and removed when the agent is idle, because making one costs more than starting a
+//! process. Their files are opened when they are made, so a command pays only for reads and writes.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+
+/// How many cgroups are kept ready.
+const READY: usize = 4;
+/// Above this many cgroups that could not be removed yet, some are given up for good at each attempt to keep the list
+/// bounded; their directories stay until the machine ends.
+const RETIRED_MAX: usize = 512;
+
+/// The cgroup below which commands get theirs.
+#[derive(Debug)]
+pub struct CgroupRoot {
+    dir: OwnedFd,
+    next: u64,
+    ready: Vec<ExecCgroup>,
+    retired: Vec<ExecCgroup>,
+}
+
+/// The cgroup of one command.
+#[derive(Debug)]
+pub struct ExecCgroup {
+    name: String,
+    dir: OwnedFd,
+    events: OwnedFd,
+    kill: OwnedFd,
+    cpu_stat: Option<OwnedFd>,
+    memory_peak: Option<OwnedFd>,
+    memory_events: Option<OwnedFd>,
+}
+
+/// What a process tree used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time, in microseconds.
+    pub cpu_us: Option<u64>,
+    /// The most memory held at once, in bytes. Linux counts it since 5.19.
+    pub peak_memory_bytes: Option<u64>,
+    /// True when the kernel killed a process for want of memory.
+    pub oom_killed: bool,
+}
+
+impl CgroupRoot {
+    /// Makes `path` a parent of command cgroups: creates it when missing and gives its children the memory and the
+    /// process-count controller when the hierarchy has them.
+    ///
+    /// # Errors
+    /// When `path` cannot be made, or the kernel has no `cgroup.kill` (Linux before 5.14).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        match mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let dir = openat(
+            CWD,
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        enable_controllers(dir.as_fd(), &["memory", "pids"])?;
+        let mut root = Self {
+            dir,
+            next: 0,
+            ready: Vec::new(),
+            retired: Vec::new(),
+        };
+        let first = root.create()?;
+        root.ready.push(first);
+        Ok(root)
+    }
+
+    /// Returns an empty cgroup, made ahead if there is one.
+    ///
+    /// # Errors
+    /// When a new one is needed and cannot be made.
+    pub fn take(&mut self) -> io::Result<ExecCgroup> {
+        match self.ready.pop() {
+            Some(cgroup) => Ok(cgroup),
+            None => self.create(),
+        }
+    }
+
+    /// Takes back a cgroup whose command has ended, for removal when there is time.
+    pub fn retire(&mut self, cgroup: ExecCgroup) {
+        self.retired.push(cgroup);
+    }
+
+    /// True when [`tidy`](Self::tidy) has something to do.
+    pub fn wants_tidying(&self) -> bool {
+        !self.retired.is_empty() || self.ready.len() < READY
+    }
+
+    /// Does one piece of the work that was put off: removes a cgroup or makes one ready. Returns false when a cgroup
+    /// could not be removed because it still holds processes; it is tried again after the others.
+    pub fn tidy(&mut self) -> bool {
+        if self.ready.len() < READY
+            && let Ok(cgroup) = self.create()
+        {
+            self.ready.push(cgroup);
+            return true;
+        }
+        if self.retired.is_empty() {
+            return true;
+        }
+        let cgroup = self.retired.remove(0);
+        if remove_tree(self.dir.as_fd(), &cgroup.name, 0).is_ok() {
+            return true;
+        }
+        // A process that was being killed, or one that a command moved in from elsewhere.
+        let _ = cgroup.kill();
+        if self.retired.len() < RETIRED_MAX {
+            self.retired.push(cgroup);
+        }
+        false
+    }
+
+    /// Kills every process of every command.
+    pub fn kill_all(&self) {
+        if let Ok(kill) = openat(
+            &self.dir,
+            "cgroup.kill",
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            let _ = rustix::io::write(&kill, b"1");
+        }
+    }
+
+    fn create(&mut self) -> io::Result<ExecCgroup> {
+        // Another agent's leftovers may hold the name when a cgroup outlives it, as in tests.
+        let name = loop {
+            let name = format!("exec-{}", self.next);
+            self.next += 1;
+            match mkdirat(&self.dir, name.as_str(), Mode::from_raw_mode(0o755)) {
+                Ok(()) => break name,
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(&self.dir, name.as_str(), flags, Mode::empty())?;
+        let read = |file: &str| openat(&dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        Ok(ExecCgroup {
+            events: read("cgroup.events")?,
+            kill: openat(
+                &dir,
+                "cgroup.kill",
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?,
+            cpu_stat: read("cpu.stat").ok(),
+            memory_peak: read("memory.peak").ok(),
+            memory_events: read("memory.events").ok(),
+            name,
+            dir,
+        })
+    }
+}
+
+impl Drop for CgroupRoot {
+    fn drop(&mut self) {
+        for cgroup in self.ready.drain(..).chain(self.retired.drain(..)) {
+            let _ = unlinkat(&self.dir, cgroup.name.as_str(), AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+impl ExecCgroup {
+    /// Returns the directory, for starting a process in it.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Returns the file that becomes ready (`EPOLLPRI`) when [`populated`](Self::populated) changes.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Returns true while a process lives in the cgroup or below it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn populated(&self) -> io::Result<bool> {
+        Ok(read_key(self.events.as_fd(), "populated")?.unwrap_or(0) != 0)
+    }
+
+    /// Kills every process in the cgroup and below it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&self) -> io::Result<()> {
+        rustix::io::write(&self.kill, b"1")?;
+        Ok(())
+    }
+
+    /// Returns what the processes used so far. What the kernel does not count is absent.
+    pub fn usage(&self) -> Usage {
+        let key = |file: &Option<OwnedFd>, key| {
+            file.as_ref()
+                .and_then(|file| read_key(file.as_fd(), key).ok().flatten())
+        };
+        Usage {
+            cpu_us: key(&self.cpu_stat, "usage_usec"),
+            peak_memory_bytes: self.memory_peak.as_ref().and_then(|file| {
+                let mut buffer = [0; 32];
+                let text = read_start(file.as_fd(), &mut buffer).ok()?;
+                text.trim().parse().ok()
+            }),
+            oom_killed: key(&self.memory_events, "oom_kill").unwrap_or(0) > 0,
+        }
+    }
+}
+
+/// Lets the children of `dir` use those of `wanted` that `dir` has itself.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn enable_controllers(dir: BorrowedFd<'_>, wanted: &[&str]) -> io::Result<()> {
+    let file = openat(
+        dir,
+        "cgroup.controllers",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mut buffer = [0; 512];
+    let available = read_start(file.as_fd(), &mut buffer)?;
+    let line: Vec<String> = available
+        .split_ascii_whitespace()
+        .filter(|name| wanted.contains(name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if !line.is_empty() {
+        let control = openat(
+            dir,
+            "cgroup.subtree_control",
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        rustix::io::write(&control, line.join(" ").as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Returns the number after `key ` at the start of a line.
+fn read_key(file: BorrowedFd<'_>, key: &str) -> io::Result<Option<u64>> {
+    let mut buffer = [0; 1024];
+    let text = read_start(file, &mut buffer)?;
+    Ok(text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .strip_prefix(' ')?
+            .trim()
+            .parse()
+            .ok()
+    }))
+}
+
+fn read_start<'a>(file: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Result<&'a str> {
+    let count = rustix::io::pread(file, &mut *buffer, 0)?;
+    Ok(std::str::from_utf8(buffer.get(..count).unwrap_or_default()).unwrap_or_default())
+}
+
+/// Removes cgroup `name` of `parent` with the cgroups that its processes made in it.
+fn remove_tree(parent: BorrowedFd<'_>, name: &str, depth: u32) -> Result<(), Errno> {
+    /// Deeper trees are left alone rather than followed with an open directory per level.
+    const DEPTH_MAX: u32 = 32;
+    match unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Err(Errno::BUSY) if depth < DEPTH_MAX => {}
+        Err(Errno::NOENT) => return Ok(()),
+        other => return other,
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(parent, name, flags, Mode::empty())?;
+    for entry in Dir::read_from(&dir)?.filter_map(Result::ok) {
+        let name = entry.file_name().to_bytes();
+        if entry.file_type() == FileType::Directory && name != b"." && name != b".." {
+            let Ok(name) = std::str::from_utf8(name) else {
+                continue;
+            };
+            remove_tree(dir.as_fd(), name, depth + 1)?;
+        }
+    }
+    unlinkat(parent, name, AtFlags::REMOVEDIR)
+}

@@ -1,0 +1,577 @@
+//! One running command: its process tree, its streams, its end.
+//!
+//! ```text
+//! running ──main process ends──► draining ──tree dead, pipes at their end──► finished
+//!    │                              ▲
+//!    └─timeout, cancel: kill tree───┘
+//! ```
+//!
+//! When the main process ends, what is left of its tree is killed, so no background child outlives the command or holds
+//! its output open; what the pipes still hold is then delivered. Output is read only while the host takes it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use pyro_agent_protocol::{
+    ErrorReply, ExecRequest, Exited, GuestFrame, STDIN_WINDOW_BYTES, Started, codes, encode_stderr,
+    encode_stdout, signal_name, signal_number,
+};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::cgroup::{CgroupRoot, ExecCgroup};
+use crate::environment::{error, exec_error, prepare};
+use crate::server::{Kind, Token};
+use crate::spawn::{Command, SpawnError, Spawner};
+use crate::stream::Stream;
+use crate::sys::{ChildEnd, reap_child, signal_group};
+
+/// How long after the main process's end the agent waits for killed processes to be gone and for the pipes' end. Killed
+/// processes are gone within milliseconds; only one that is stuck in the kernel, or a pipe that was handed to a process
+/// outside the tree, uses all of it.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// How long the agent waits for a killed main process. One that is stuck in the kernel is then reported as killed.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+/// Stdin bytes passed on before the host is told. Half a window, so that the host never runs dry.
+const CREDIT_STEP_BYTES: usize = STDIN_WINDOW_BYTES / 4;
+
+/// What starting a command needs.
+pub struct Context {
+    /// Starts processes.
+    pub spawner: Spawner,
+    /// The parent of the commands' cgroups; `None` when the system has no cgroup v2.
+    pub cgroups: Option<CgroupRoot>,
+    /// Tells when descriptors are ready.
+    pub epoll: OwnedFd,
+    /// The stdin of commands that get none.
+    pub null: OwnedFd,
+    /// The working directory of commands that name none.
+    pub default_cwd: String,
+}
+
+impl Context {
+    fn watch(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        kind: Kind,
+        flags: EventFlags,
+    ) -> io::Result<()> {
+        let data = EventData::new_u64(token.with(kind).to_u64());
+        epoll::add(&self.epoll, fd, data, flags | EventFlags::ET)?;
+        Ok(())
+    }
+}
+
+/// A command that was started.
+#[derive(Debug)]
+pub struct Exec {
+    pid: i32,
+    pidfd: OwnedFd,
+    token: Token,
+    cgroup: Option<ExecCgroup>,
+    stdin: Option<Stdin>,
+    takes_stdin: bool,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+    started: Instant,
+    deadline: Option<Instant>,
+    /// When to stop waiting, once the tree was killed.
+    drain_until: Option<Instant>,
+    /// True once `drain_until` has passed.
+    waited: bool,
+    end: Option<MainEnd>,
+    tree_dead: bool,
+    timed_out: bool,
+    killed: bool,
+    leftovers_killed: bool,
+    /// True when the pidfd said that the main process has ended.
+    may_have_ended: bool,
+    /// True when the cgroup's event file may have changed.
+    may_be_empty: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct MainEnd {
+    /// `None` when somebody else reaped the process.
+    how: Option<ChildEnd>,
+    after: Duration,
+}
+
+#[derive(Debug)]
+struct Output {
+    fd: OwnedFd,
+    readable: bool,
+}
+
+#[derive(Debug)]
+struct Stdin {
+    /// `None` when the command has closed its side; what comes is then dropped, as a shell's pipe would.
+    fd: Option<OwnedFd>,
+    writable: bool,
+    buffer: Vec<u8>,
+    written: usize,
+    eof: bool,
+    uncredited: usize,
+}
+
+impl Exec {
+    /// Starts `request`.
+    ///
+    /// # Errors
+    /// What to answer: nothing was started.
+    pub fn start(
+        request: &ExecRequest,
+        token: Token,
+        context: &mut Context,
+    ) -> Result<Self, ErrorReply> {
+        let prepared = prepare(request, &context.default_cwd)?;
+        let system = |what: &str, reason: io::Error| {
+            error(codes::INTERNAL, format!("cannot make {what}: {reason}"))
+        };
+        let (stdout, child_stdout) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
+        let (stderr, child_stderr) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
+        let stdin = if request.stdin {
+            Some(pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?)
+        } else {
+            None
+        };
+        let (child_stdin, stdin) =
+            stdin.map_or((None, None), |(read, write)| (Some(read), Some(write)));
+        for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            fcntl_setfl(ours, OFlags::NONBLOCK).map_err(|e| system("a pipe", e.into()))?;
+        }
+        let cgroup = match &mut context.cgroups {
+            Some(root) => Some(root.take().map_err(|e| system("a cgroup", e))?),
+            None => None,
+        };
+
+        let command = Command {
+            candidates: &prepared.candidates,
+            argv: &prepared.argv,
+            envp: &prepared.envp,
+            cwd: prepared.cwd.as_fd(),
+            stdio: [
+                child_stdin.as_ref().unwrap_or(&context.null).as_fd(),
+                child_stdout.as_fd(),
+                child_stderr.as_fd(),
+            ],
+            cgroup: cgroup.as_ref().map(ExecCgroup::dir),
+        };
+        let started = Instant::now();
+        let spawned = match context.spawner.spawn(&command) {
+            Ok(spawned) => spawned,
+            Err(why) => {
+                if let (Some(root), Some(cgroup)) = (&mut context.cgroups, cgroup) {
+                    root.retire(cgroup);
+                }
+                return Err(match why {
+                    SpawnError::Exec(errno) => exec_error(&prepared.program, errno),
+                    SpawnError::System(what, reason) => error(
+                        codes::INTERNAL,
+                        format!("cannot start `{}`: {what}: {reason}", prepared.program),
+                    ),
+                });
+            }
+        };
+        // From here on the command runs: an error must end it.
+        let mut exec = Self {
+            pid: spawned.pid,
+            pidfd: spawned.pidfd,
+            token,
+            cgroup,
+            stdin: stdin.map(|fd| Stdin {
+                fd: Some(fd),
+                writable: true,
+                buffer: Vec::new(),
+                written: 0,
+                eof: false,
+                uncredited: 0,
+            }),
+            takes_stdin: request.stdin,
+            stdout: Some(Output {
+                fd: stdout,
+                readable: true,
+            }),
+            stderr: Some(Output {
+                fd: stderr,
+                readable: true,
+            }),
+            started,
+            deadline: match request.timeout_ms {
+                0 => None,
+                // A limit past the clock's end is no limit.
+                ms => started.checked_add(Duration::from_millis(ms)),
+            },
+            drain_until: None,
+            waited: false,
+            end: None,
+            tree_dead: false,
+            timed_out: false,
+            killed: false,
+            leftovers_killed: false,
+            may_have_ended: true,
+            may_be_empty: false,
+        };
+        if let Err(reason) = exec.watch_all(context) {
+            exec.kill_tree();
+            let _ = reap_blocking(exec.pidfd.as_fd());
+            if let (Some(root), Some(cgroup)) = (&mut context.cgroups, exec.cgroup) {
+                root.retire(cgroup);
+            }
+            return Err(system("an event", reason));
+        }
+        Ok(exec)
+    }
+
+    /// Returns the frame that says so.
+    pub fn started_frame(&self) -> GuestFrame {
+        GuestFrame::Started(Started {
+            pid: u32::try_from(self.pid).unwrap_or(0),
+        })
+    }
+
+    /// Returns the main process's id while it is not reaped.
+    pub fn unreaped_pid(&self) -> Option<i32> {
+        self.end.is_none().then_some(self.pid)
+    }
+
+    /// Notes that a descriptor is ready.
+    pub fn on_event(&mut self, kind: Kind) {
+        match kind {
+            Kind::Stdout => self
+                .stdout
+                .iter_mut()
+                .for_each(|output| output.readable = true),
+            Kind::Stderr => self
+                .stderr
+                .iter_mut()
+                .for_each(|output| output.readable = true),
+            Kind::Stdin => self
+                .stdin
+                .iter_mut()
+                .for_each(|stdin| stdin.writable = true),
+            Kind::MainProcess => self.may_have_ended = true,
+            Kind::Cgroup => self.may_be_empty = true,
+            Kind::Listener | Kind::ChildSignal | Kind::Stream => {}
+        }
+    }
+
+    /// Takes bytes for stdin. Returns false when the command was started without one, or after its end.
+    pub fn feed(&mut self, bytes: &[u8]) -> bool {
+        match &mut self.stdin {
+            Some(stdin) if !stdin.eof => {
+                stdin.buffer.extend_from_slice(bytes);
+                true
+            }
+            Some(_) => false,
+            // The main process has ended and stdin with it; the host could not know.
+            None => self.takes_stdin && self.end.is_some(),
+        }
+    }
+
+    /// Ends stdin after what was fed.
+    pub fn feed_eof(&mut self) {
+        self.stdin.iter_mut().for_each(|stdin| stdin.eof = true);
+    }
+
+    /// True while more input may be taken from the host.
+    pub fn has_room(&self) -> bool {
+        self.stdin
+            .as_ref()
+            .is_none_or(|stdin| stdin.buffer.len() - stdin.written < STDIN_WINDOW_BYTES)
+    }
+
+    /// Sends a signal to the main process's group; `SIGKILL` to the whole tree. Returns false for an unknown name.
+    pub fn signal(&mut self, name: &str) -> bool {
+        let Some(number) = signal_number(name) else {
+            return false;
+        };
+        if number == libc::SIGKILL {
+            self.kill_tree();
+        } else if self.end.is_none() {
+            // The group may be gone although the process is not reaped yet.
+            let _ = signal_group(self.pid, number);
+        }
+        true
+    }
+
+    /// Ends the command because nobody wants its result any more.
+    pub fn cancel(&mut self, now: Instant) {
+        self.stdin = None;
+        self.stdout = None;
+        self.stderr = None;
+        self.deadline = None;
+        self.kill_tree();
+        self.drain_until.get_or_insert(now + KILL_GRACE);
+    }
+
+    /// Moves bytes and watches for the end. Without a stream the command was cancelled. Returns true when something
+    /// moved, so that another call may move more.
+    pub fn pump(
+        &mut self,
+        stream: Option<&mut Stream>,
+        scratch: &mut [u8],
+        now: Instant,
+        context: &Context,
+    ) -> bool {
+        let mut progress = false;
+        if self.deadline.is_some_and(|deadline| deadline <= now)
+            && self.end.is_none()
+            && !self.timed_out
+        {
+            // The main process may have ended before this moment without our having looked.
+            self.collect_end(now, context);
+            if self.end.is_none() {
+                self.timed_out = true;
+                self.kill_tree();
+                self.drain_until = Some(now + KILL_GRACE);
+            }
+        }
+        if let Some(stream) = stream {
+            progress |= self.pump_stdin(stream);
+            progress |= pump_output(&mut self.stdout, scratch, stream, encode_stdout);
+            progress |= pump_output(&mut self.stderr, scratch, stream, encode_stderr);
+        }
+        if self.may_have_ended && self.end.is_none() {
+            self.may_have_ended = false;
+            progress |= self.collect_end(now, context);
+        }
+        if self.may_be_empty && !self.tree_dead {
+            self.may_be_empty = false;
+            self.tree_dead = self.end.is_some() && !self.is_populated();
+        }
+        self.waited |= self.drain_until.is_some_and(|until| until <= now);
+        progress
+    }
+
+    /// True when nothing more will come from the command.
+    pub fn is_finished(&self) -> bool {
+        let outputs = [&self.stdout, &self.stderr];
+        let drained = outputs.iter().all(|output| output.is_none());
+        let nothing_readable = outputs
+            .iter()
+            .all(|output| output.as_ref().is_none_or(|o| !o.readable));
+        let dead = self.end.is_some() && self.tree_dead;
+        (dead && drained) || (self.waited && nothing_readable)
+    }
+
+    /// Returns the next moment at which [`pump`](Self::pump) must be called even if nothing happens.
+    pub fn wake_at(&self) -> Option<Instant> {
+        let deadline = self
+            .deadline
+            .filter(|_| self.end.is_none() && !self.timed_out);
+        // Once passed, only the host's reading can bring the end nearer.
+        let drain = self.drain_until.filter(|_| !self.waited);
+        [deadline, drain].into_iter().flatten().min()
+    }
+
+    /// Ends the bookkeeping and returns the last frame.
+    pub fn finish(self, context: &mut Context) -> GuestFrame {
+        let usage = self
+            .cgroup
+            .as_ref()
+            .map(ExecCgroup::usage)
+            .unwrap_or_default();
+        if let (Some(root), Some(cgroup)) = (&mut context.cgroups, self.cgroup) {
+            root.retire(cgroup);
+        }
+        let (how, after) = match self.end {
+            Some(MainEnd {
+                how: Some(how),
+                after,
+            }) => (how, after),
+            Some(MainEnd { how: None, .. }) => {
+                return GuestFrame::Error(error(
+                    codes::INTERNAL,
+                    "the end of the main process was lost",
+                ));
+            }
+            // Killed, but stuck in the kernel.
+            None => (ChildEnd::Signal(libc::SIGKILL), self.started.elapsed()),
+        };
+        let (exit_code, signal) = match how {
+            ChildEnd::Code(code) => (Some(code), None),
+            ChildEnd::Signal(number) => (None, Some(signal_name(number))),
+        };
+        GuestFrame::Exited(Exited {
+            exit_code,
+            signal,
+            timed_out: self.timed_out,
+            duration_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+            cpu_us: usage.cpu_us,
+            peak_memory_bytes: usage.peak_memory_bytes,
+            oom_killed: usage.oom_killed,
+            leftovers_killed: self.leftovers_killed,
+        })
+    }
+
+    fn watch_all(&self, context: &Context) -> io::Result<()> {
+        context.watch(
+            self.pidfd.as_fd(),
+            self.token,
+            Kind::MainProcess,
+            EventFlags::IN,
+        )?;
+        if let Some(output) = &self.stdout {
+            context.watch(output.fd.as_fd(), self.token, Kind::Stdout, EventFlags::IN)?;
+        }
+        if let Some(output) = &self.stderr {
+            context.watch(output.fd.as_fd(), self.token, Kind::Stderr, EventFlags::IN)?;
+        }
+        if let Some(fd) = self.stdin.as_ref().and_then(|stdin| stdin.fd.as_ref()) {
+            context.watch(fd.as_fd(), self.token, Kind::Stdin, EventFlags::OUT)?;
+        }
+        Ok(())
+    }
+
+    fn pump_stdin(&mut self, stream: &mut Stream) -> bool {
+        let Some(stdin) = &mut self.stdin else {
+            return false;
+        };
+        let mut progress = false;
+        while stdin.writable && stdin.written < stdin.buffer.len() {
+            let rest = stdin.buffer.get(stdin.written..).unwrap_or_default();
+            let taken = match &stdin.fd {
+                None => rest.len(),
+                Some(fd) => match rustix::io::write(fd, rest) {
+                    Ok(count) => count,
+                    Err(Errno::INTR) => continue,
+                    Err(Errno::AGAIN) => {
+                        stdin.writable = false;
+                        break;
+                    }
+                    Err(_) => {
+                        stdin.fd = None;
+                        rest.len()
+                    }
+                },
+            };
+            stdin.written += taken;
+            stdin.uncredited += taken;
+            progress = true;
+        }
+        if stdin.written == stdin.buffer.len() {
+            stdin.buffer.clear();
+            stdin.written = 0;
+            if stdin.eof {
+                self.stdin = None;
+                return true;
+            }
+        } else if stdin.written > STDIN_WINDOW_BYTES / 2 {
+            stdin.buffer.drain(..stdin.written);
+            stdin.written = 0;
+        }
+        if stdin.uncredited >= CREDIT_STEP_BYTES {
+            stream.queue(&GuestFrame::StdinCredit(
+                u32::try_from(stdin.uncredited).unwrap_or(u32::MAX),
+            ));
+            stdin.uncredited = 0;
+        }
+        progress
+    }
+
+    /// Reaps the main process if it has ended, and kills what it left behind.
+    fn collect_end(&mut self, now: Instant, context: &Context) -> bool {
+        if self.cgroup.is_none() && has_ended(self.pidfd.as_fd()) {
+            // Until the leader is reaped its group's number cannot be used again.
+            let _ = signal_group(self.pid, libc::SIGKILL);
+        }
+        let how = match reap_child(self.pid) {
+            Ok(None) => return false,
+            Ok(Some(end)) => Some(end),
+            Err(_) => None,
+        };
+        self.end = Some(MainEnd {
+            how,
+            after: self.started.elapsed(),
+        });
+        self.stdin = None;
+        self.drain_until = Some(now + DRAIN_GRACE);
+        if !self.is_populated() {
+            self.tree_dead = true;
+        } else if let Some(cgroup) = &self.cgroup {
+            self.leftovers_killed = !self.killed;
+            let _ = cgroup.kill();
+            let flags = EventFlags::PRI;
+            if context
+                .watch(cgroup.events(), self.token, Kind::Cgroup, flags)
+                .is_err()
+            {
+                // Without the event the grace time ends the wait.
+                self.tree_dead = false;
+            }
+            self.may_be_empty = true;
+        }
+        true
+    }
+
+    fn is_populated(&self) -> bool {
+        self.cgroup
+            .as_ref()
+            .is_some_and(|cgroup| cgroup.populated().unwrap_or(true))
+    }
+
+    fn kill_tree(&mut self) {
+        self.killed = true;
+        let by_cgroup = self
+            .cgroup
+            .as_ref()
+            .is_some_and(|cgroup| cgroup.kill().is_ok());
+        if !by_cgroup && self.end.is_none() {
+            let _ = signal_group(self.pid, libc::SIGKILL);
+        }
+    }
+}
+
+fn pump_output(
+    output: &mut Option<Output>,
+    scratch: &mut [u8],
+    stream: &mut Stream,
+    encode: fn(&[u8], &mut Vec<u8>),
+) -> bool {
+    while let Some(open) = output
+        && open.readable
+        && stream.has_room()
+    {
+        match rustix::io::read(&open.fd, &mut *scratch) {
+            Ok(count) if count > 0 => {
+                stream.queue_data(scratch.get(..count).unwrap_or_default(), encode);
+                return true;
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => open.readable = false,
+            Ok(_) | Err(_) => {
+                *output = None;
+                return true;
+            }
+        }
+    }
+    false
+}
+
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+        pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::time::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
+}
+
+fn reap_blocking(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
+    Ok(())
+}

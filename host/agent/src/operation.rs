@@ -1,0 +1,323 @@
+//! One connection, from its first frame to its last.
+
+use std::time::{Duration, Instant};
+
+use pyro_agent_protocol::{
+    GuestFrame, HostFrame, Op, Open, PROTOCOL, PROTOCOL_MIN, ShutdownMode, codes,
+};
+
+use crate::environment::error;
+use crate::exec::{Context, Exec};
+use crate::facts::{BootFacts, apply, hello};
+use crate::server::{Kind, Token};
+use crate::stream::Stream;
+
+/// How long a host may take to say what it wants.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection and what is done for it.
+#[derive(Debug)]
+pub struct Operation {
+    /// `None` when the host has left and only the command's end is awaited.
+    stream: Option<Stream>,
+    state: State,
+    token: Token,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The first frame is awaited.
+    Opening { until: Instant },
+    /// A command runs.
+    Exec(Box<Exec>),
+    /// The last frame is queued.
+    Closing,
+    /// The guest is to end; the stream belongs to whoever ends it.
+    ShuttingDown(ShutdownMode),
+}
+
+/// What the server shares with its operations.
+pub struct Shared {
+    /// For commands.
+    pub context: Context,
+    /// A buffer for reads, of [`DATA_CHUNK_BYTES`](pyro_agent_protocol::DATA_CHUNK_BYTES).
+    pub scratch: Vec<u8>,
+    /// Since the boot.
+    pub boot: BootFacts,
+    /// True when the agent may change the system's clock and random generator.
+    pub owns_system: bool,
+    /// Commands running now.
+    pub execs: usize,
+    /// The most commands at once.
+    pub max_execs: usize,
+}
+
+impl Operation {
+    /// Returns an operation for a connection that the host made.
+    pub fn accepted(stream: Stream, token: Token, now: Instant) -> Self {
+        Self {
+            stream: Some(stream),
+            state: State::Opening {
+                until: now + OPEN_TIMEOUT,
+            },
+            token,
+        }
+    }
+
+    /// Returns an operation that sends `frame` over a connection that is still being made.
+    pub fn announcement(mut stream: Stream, token: Token, frame: &GuestFrame) -> Self {
+        stream.writable = false;
+        stream.queue(frame);
+        Self {
+            stream: Some(stream),
+            state: State::Closing,
+            token,
+        }
+    }
+
+    /// Returns the id of a main process that only this operation may reap.
+    pub fn unreaped_pid(&self) -> Option<i32> {
+        match &self.state {
+            State::Exec(exec) => exec.unreaped_pid(),
+            _ => None,
+        }
+    }
+
+    /// Notes that a descriptor is ready.
+    pub fn on_event(&mut self, kind: Kind, readable: bool, writable: bool, hung_up: bool) {
+        if kind != Kind::Stream {
+            if let State::Exec(exec) = &mut self.state {
+                exec.on_event(kind);
+            }
+            return;
+        }
+        if let Some(stream) = &mut self.stream {
+            stream.readable |= readable;
+            stream.writable |= writable;
+            stream.hung_up |= hung_up;
+        }
+    }
+
+    /// Moves what can be moved. Returns true when another call may move more.
+    pub fn step(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let mut progress = self.receive(shared, now);
+        if let State::Exec(exec) = &mut self.state {
+            // A host that closes its side cancels the command, even if bytes it sent before are unread.
+            if self
+                .stream
+                .as_ref()
+                .is_some_and(|stream| stream.gone || stream.hung_up)
+            {
+                exec.cancel(now);
+                self.stream = None;
+            }
+            progress |= exec.pump(
+                self.stream.as_mut(),
+                &mut shared.scratch,
+                now,
+                &shared.context,
+            );
+            if exec.is_finished() {
+                self.finish_exec(shared);
+                progress = true;
+            }
+        }
+        if let State::Opening { until } = &self.state
+            && *until <= now
+        {
+            self.fail(
+                shared,
+                now,
+                codes::PROTOCOL_VIOLATION,
+                "no Open frame came in time".to_owned(),
+            );
+        }
+        if let Some(stream) = &mut self.stream {
+            progress |= stream.flush();
+        }
+        progress
+    }
+
+    /// True when nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        match (&self.state, &self.stream) {
+            (State::Exec(_) | State::ShuttingDown(_), _) => false,
+            (_, None) => true,
+            (State::Opening { .. }, Some(stream)) => stream.gone,
+            (State::Closing, Some(stream)) => stream.gone || stream.is_flushed(),
+        }
+    }
+
+    /// Returns the shutdown the host asked for.
+    pub fn shutdown(&self) -> Option<ShutdownMode> {
+        match &self.state {
+            State::ShuttingDown(mode) => Some(*mode),
+            _ => None,
+        }
+    }
+
+    /// Returns the connection.
+    pub fn into_stream(self) -> Option<Stream> {
+        self.stream
+    }
+
+    /// Returns the next moment at which [`step`](Self::step) must be called even if nothing happens.
+    pub fn wake_at(&self) -> Option<Instant> {
+        match &self.state {
+            State::Opening { until } => Some(*until),
+            State::Exec(exec) => exec.wake_at(),
+            State::Closing | State::ShuttingDown(_) => None,
+        }
+    }
+
+    /// Reads frames while they are wanted and acts on them.
+    fn receive(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let wanted = match &self.state {
+            State::Opening { .. } => true,
+            State::Exec(exec) => exec.has_room(),
+            State::Closing | State::ShuttingDown(_) => false,
+        };
+        let Some(stream) = self.stream.as_mut().filter(|_| wanted) else {
+            return false;
+        };
+        if !stream.receive(&mut shared.scratch) {
+            return false;
+        }
+        while let Some(stream) = &mut self.stream {
+            match stream.next_frame() {
+                Ok(Some(frame)) => self.act(frame, shared, now),
+                Ok(None) => break,
+                Err(reason) => {
+                    self.fail(shared, now, codes::PROTOCOL_VIOLATION, reason.to_string());
+                    break;
+                }
+            }
+            if matches!(self.state, State::Closing | State::ShuttingDown(_)) {
+                break;
+            }
+        }
+        true
+    }
+
+    fn act(&mut self, frame: HostFrame, shared: &mut Shared, now: Instant) {
+        let violation = |what: &str| Err((codes::PROTOCOL_VIOLATION, what.to_owned()));
+        let result = match (&mut self.state, frame) {
+            (_, HostFrame::Unknown(_)) => Ok(()),
+            (State::Opening { .. }, HostFrame::Open(open)) => return self.open(open, shared),
+            (State::Exec(exec), HostFrame::Stdin(bytes)) => {
+                if exec.feed(&bytes) {
+                    Ok(())
+                } else {
+                    violation("a Stdin frame for a command without open stdin")
+                }
+            }
+            (State::Exec(exec), HostFrame::StdinEof) => {
+                exec.feed_eof();
+                Ok(())
+            }
+            (State::Exec(exec), HostFrame::Signal(name)) => {
+                if exec.signal(&name) {
+                    Ok(())
+                } else {
+                    Err((codes::INVALID_ARGUMENT, format!("unknown signal {name:?}")))
+                }
+            }
+            (State::Exec(_), HostFrame::Open(_)) => violation("a second Open frame"),
+            (_, _) => violation("the first frame is not Open"),
+        };
+        if let Err((code, message)) = result {
+            self.fail(shared, now, code, message);
+        }
+    }
+
+    fn open(&mut self, open: Open, shared: &mut Shared) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        let (frame, state) = if !(PROTOCOL_MIN..=PROTOCOL).contains(&open.protocol) {
+            let message = format!(
+                "protocol {} is not among {PROTOCOL_MIN}..={PROTOCOL}",
+                open.protocol
+            );
+            (
+                Some(GuestFrame::Error(error(
+                    codes::UNSUPPORTED_PROTOCOL,
+                    message,
+                ))),
+                State::Closing,
+            )
+        } else {
+            match open.op {
+                Op::Hello(request) => {
+                    let mut reply = hello(&shared.boot, shared.context.cgroups.is_some());
+                    if shared.owns_system {
+                        apply(&request, &mut reply);
+                    }
+                    (
+                        Some(GuestFrame::HelloReply(Box::new(reply))),
+                        State::Closing,
+                    )
+                }
+                Op::Exec(_) if shared.execs >= shared.max_execs => {
+                    let message = format!(
+                        "{} commands run already, which is the limit",
+                        shared.max_execs
+                    );
+                    (
+                        Some(GuestFrame::Error(error(codes::LIMIT_EXCEEDED, message))),
+                        State::Closing,
+                    )
+                }
+                Op::Exec(request) => match Exec::start(&request, self.token, &mut shared.context) {
+                    Ok(exec) => {
+                        shared.execs += 1;
+                        (Some(exec.started_frame()), State::Exec(Box::new(exec)))
+                    }
+                    Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
+                },
+                Op::Shutdown(request) => (None, State::ShuttingDown(request.mode)),
+                Op::Unsupported(name) => {
+                    let message = format!("this agent does not know operation {name:?}");
+                    (
+                        Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))),
+                        State::Closing,
+                    )
+                }
+            }
+        };
+        if let Some(frame) = frame {
+            stream.queue(&frame);
+        }
+        self.state = state;
+    }
+
+    /// Ends the operation with an error. A running command is killed and its end awaited without a stream.
+    fn fail(&mut self, shared: &mut Shared, now: Instant, code: &str, message: String) {
+        let frame = GuestFrame::Error(error(code, message));
+        if let Some(stream) = &mut self.stream {
+            stream.queue(&frame);
+        }
+        if let State::Exec(exec) = &mut self.state {
+            // The frame goes out if the socket takes it now; a peer that breaks the protocol is owed no more.
+            if let Some(mut stream) = self.stream.take() {
+                stream.flush();
+            }
+            exec.cancel(now);
+            if exec.is_finished() {
+                self.finish_exec(shared);
+            }
+        } else {
+            self.state = State::Closing;
+        }
+    }
+
+    fn finish_exec(&mut self, shared: &mut Shared) {
+        if let State::Exec(exec) = std::mem::replace(&mut self.state, State::Closing) {
+            shared.execs = shared.execs.saturating_sub(1);
+            let frame = exec.finish(&mut shared.context);
+            if let Some(stream) = &mut self.stream {
+                stream.queue(&frame);
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! One connection as a stream of frames, non-blocking in both directions.
+//!
+//! The epoll registration is edge-triggered: `readable` and `writable` remember what the kernel last said, and are
+//! cleared when a call would block.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use pyro_agent_protocol::{FrameDecoder, FrameError, GuestFrame, HostFrame};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+/// Output is taken from a command only while fewer bytes than this wait to be sent.
+const OUT_HIGH_BYTES: usize = 64 * 1024;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Stream {
+    fd: OwnedFd,
+    decoder: FrameDecoder,
+    out: Vec<u8>,
+    /// How much of `out` was sent.
+    sent: usize,
+    /// True until a read would block.
+    pub readable: bool,
+    /// True until a write would block.
+    pub writable: bool,
+    /// True when the peer's end was read, or the connection is broken.
+    pub gone: bool,
+    /// True when the kernel said that the peer has closed its side; bytes may still be unread.
+    pub hung_up: bool,
+}
+
+impl Stream {
+    /// Returns a stream over a connected, non-blocking socket.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            decoder: FrameDecoder::new(),
+            out: Vec::new(),
+            sent: 0,
+            readable: true,
+            writable: true,
+            gone: false,
+            hung_up: false,
+        }
+    }
+
+    /// Returns the socket.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Returns the next frame that was received completely.
+    ///
+    /// # Errors
+    /// When the peer does not send frames.
+    pub fn next_frame(&mut self) -> Result<Option<HostFrame>, FrameError> {
+        self.decoder.next_host()
+    }
+
+    /// Reads once. Returns true when bytes came.
+    pub fn receive(&mut self, scratch: &mut [u8]) -> bool {
+        while self.readable && !self.gone {
+            match rustix::net::recv(&self.fd, &mut *scratch, RecvFlags::DONTWAIT) {
+                Ok((0, _)) => self.gone = true,
+                Ok((count, _)) => {
+                    self.decoder.push(scratch.get(..count).unwrap_or_default());
+                    // A short read has most likely emptied the socket, but only `EAGAIN` is sure.
+                    return true;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.readable = false,
+                Err(_) => self.gone = true,
+            }
+        }
+        false
+    }
+
+    /// Queues a frame. One that does not fit is replaced by what does: an error frame without its message.
+    pub fn queue(&mut self, frame: &GuestFrame) {
+        if frame.encode(&mut self.out).is_err() {
+            let code = pyro_agent_protocol::codes::INTERNAL.to_owned();
+            let message = "the answer does not fit into a frame".to_owned();
+            let error = pyro_agent_protocol::ErrorReply { code, message };
+            let _ = GuestFrame::Error(error).encode(&mut self.out);
+        }
+    }
+
+    /// Queues output with `encode`, one of the protocol's data encoders.
+    pub fn queue_data(&mut self, bytes: &[u8], encode: fn(&[u8], &mut Vec<u8>)) {
+        encode(bytes, &mut self.out);
+    }
+
+    /// True when the host keeps up, so more output may be queued.
+    pub fn has_room(&self) -> bool {
+        self.out.len() - self.sent < OUT_HIGH_BYTES
+    }
+
+    /// True when nothing waits to be sent.
+    pub fn is_flushed(&self) -> bool {
+        self.sent >= self.out.len()
+    }
+
+    /// Sends what can be sent now. Returns true when bytes went out.
+    pub fn flush(&mut self) -> bool {
+        let mut progress = false;
+        while self.writable && !self.gone && !self.is_flushed() {
+            let rest = self.out.get(self.sent..).unwrap_or_default();
+            match rustix::net::send(&self.fd, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => {
+                    self.sent += count;
+                    progress = true;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(_) => self.gone = true,
+            }
+        }
+        if self.is_flushed() {
+            self.out.clear();
+            self.sent = 0;
+        } else if self.sent > OUT_HIGH_BYTES {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+        progress
+    }
+}
