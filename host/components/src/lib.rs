@@ -18,6 +18,7 @@ pub mod profile;
 mod runtime;
 mod tool;
 mod toolbox;
+mod validate;
 
 pub use diagnostic::{Diagnostic, LoadError};
 pub use error::ToolError;

@@ -9,5 +9,5 @@ mod scan;
 mod spec;
 
 pub(crate) use lint::lint_tools;
-pub(crate) use scan::{ComponentScan, append_manifest};
-pub(crate) use spec::{ToolSpec, manifest_json};
+pub(crate) use scan::{ComponentScan, MAX_COMPONENT_BYTES, append_manifest};
+pub(crate) use spec::{ToolSpec, first_difference, manifest_json};

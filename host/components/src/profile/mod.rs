@@ -8,11 +8,11 @@
 
 mod describe;
 mod grants;
+mod imports;
 mod narrow;
 mod raw;
 mod resolve;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ use serde_json::{Map, Value};
 
 pub use describe::{ComponentDescription, ProfileDescription, ToolDescription};
 pub use grants::{ExecScope, GrantSet, MachinesScope};
-pub(crate) use narrow::{Narrowing, narrowed};
-pub(crate) use raw::Locator;
+pub(crate) use narrow::{BoundTool, bind_tools};
+pub(crate) use raw::{At, Locator, Narrowing};
 
 use crate::component::ComponentScan;
 
@@ -50,7 +50,7 @@ pub struct ResolvedProfile {
     pub host: HostSettings,
     /// The file or the built-in name it came from.
     pub origin: String,
-    pub(crate) narrowing: BTreeMap<String, Narrowing>,
+    pub(crate) narrowing: Vec<Narrowing>,
     pub(crate) locator: Locator,
 }
 
@@ -86,6 +86,9 @@ pub struct ResolvedComponent {
     pub limits: Limits,
     /// Handed to the component as it is.
     pub config: Map<String, Value>,
+    /// Its line in the manifest.
+    pub(crate) line: usize,
+    pub(crate) tools_line: usize,
     pub(crate) bytes: ComponentBytes,
     pub(crate) scan: Arc<ComponentScan>,
 }
