@@ -221,6 +221,12 @@ impl Connection {
         !self.unsent.is_empty()
     }
 
+    /// Returns how many bytes of the guest wait for the host.
+    #[cfg(test)]
+    pub(super) fn unsent_len(&self) -> usize {
+        self.unsent.len()
+    }
+
     /// Hands `len` received bytes of guest memory to the host, or keeps what it does not take.
     /// The caller has counted them in `receive`, which bounds what is kept.
     pub(super) fn deliver<B: BitmapSlice>(

@@ -176,13 +176,14 @@ impl VsockDevice {
     /// Reads the configuration space, which holds the guest's context id. Bytes past its end are zero.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = self.muxer.config.guest_cid.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at)
-                .ok()
-                .and_then(|at| space.get(at))
-                .copied()
-                .unwrap_or(0);
-        }
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| space.get(at..))
+            .unwrap_or_default();
+        let count = rest.len().min(data.len());
+        let (held, beyond) = data.split_at_mut(count);
+        held.copy_from_slice(rest.get(..count).unwrap_or_default());
+        beyond.fill(0);
     }
 
     /// Returns the descriptor that is readable when [`Self::handle_host_events`] has something to do.
@@ -193,6 +194,17 @@ impl VsockDevice {
     /// Returns the device's counters.
     pub fn stats(&self) -> VsockStats {
         self.muxer.counters().snapshot()
+    }
+
+    /// Returns the connections there are, those included whose guest side has ended.
+    pub fn open_connections(&self) -> usize {
+        self.muxer.open()
+    }
+
+    /// Returns the bytes held for hosts that do not read.
+    #[cfg(test)]
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.muxer.buffered_bytes()
     }
 
     /// Forgets the guest's state: the driver has reset the device. Listeners and the handles stay.
@@ -428,7 +440,6 @@ impl VsockDevice {
         let credit = connection.send.available() as usize;
         let wanted = connection.gather;
         if credit == 0 {
-            self.muxer.counters().credit_starved.bump();
             return Ok(Pump::Nothing);
         }
         let mut chains = Vec::with_capacity(wanted);

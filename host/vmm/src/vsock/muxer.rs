@@ -106,9 +106,18 @@ impl Muxer {
     }
 
     /// Returns the connections there are, draining ones included.
-    #[cfg(test)]
     pub(super) fn open(&self) -> usize {
         self.open
+    }
+
+    /// Returns the bytes held for hosts that do not read.
+    #[cfg(test)]
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.connection.as_ref())
+            .map(Connection::unsent_len)
+            .sum()
     }
 
     // --- the host's side ---------------------------------------------------------------------
@@ -512,6 +521,9 @@ impl Muxer {
         if let Some(slot) = self.ready.pop_front() {
             if let Some(connection) = self.connection(slot) {
                 connection.queued = false;
+                if connection.may_read() && connection.send.available() == 0 {
+                    self.counters().credit_starved.bump();
+                }
             }
             self.watch_linger(slot);
             self.enqueue(slot);
