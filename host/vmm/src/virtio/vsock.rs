@@ -1,0 +1,156 @@
+//! The virtio socket device on virtio-mmio: glue between [`crate::vsock`] and the transport.
+
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex};
+
+use virtio_queue::{Queue, QueueT};
+
+use super::{Activation, VirtioDevice, lock};
+use crate::vsock::{QUEUE_COUNT, QUEUE_SIZE, VsockDevice, VsockQueues, VsockState, VsockStats};
+
+/// The device id of a socket device.
+const DEVICE_TYPE: u32 = 19;
+const QUEUE_SIZES: &[u16] = &[QUEUE_SIZE; QUEUE_COUNT];
+
+/// What a wake-up was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VsockWake {
+    /// The guest notified queue 0.
+    RxKick,
+    /// The guest notified queue 1.
+    TxKick,
+    /// The guest notified queue 2.
+    EventKick,
+    /// Host streams or timers.
+    Host,
+}
+
+/// The device as its transport sees it.
+pub struct Vsock {
+    shared: Arc<VsockShared>,
+}
+
+/// The device as the thread that serves it sees it.
+pub struct VsockShared {
+    core: Mutex<Core>,
+}
+
+struct Core {
+    device: VsockDevice,
+    active: Option<Activation>,
+}
+
+impl Vsock {
+    /// Wraps a device.
+    pub fn new(device: VsockDevice) -> (Vsock, Arc<VsockShared>) {
+        let shared = Arc::new(VsockShared {
+            core: Mutex::new(Core {
+                device,
+                active: None,
+            }),
+        });
+        (
+            Vsock {
+                shared: shared.clone(),
+            },
+            shared,
+        )
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        VsockDevice::features()
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        lock(&self.shared.core).device.read_config(offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        lock(&self.shared.core).active = Some(activation);
+        // Connects may be waiting from before the driver was there.
+        self.shared.serve(VsockWake::Host);
+    }
+
+    fn reset(&mut self) {
+        let mut core = lock(&self.shared.core);
+        core.active = None;
+        core.device.reset();
+    }
+}
+
+impl VsockShared {
+    /// Returns the descriptor that is readable when [`VsockWake::Host`] is due.
+    pub fn as_raw_fd(&self) -> RawFd {
+        lock(&self.core).device.as_raw_fd()
+    }
+
+    /// Returns the device's counters.
+    pub fn stats(&self) -> VsockStats {
+        lock(&self.core).device.stats()
+    }
+
+    /// Returns what a snapshot keeps of the device.
+    pub fn save(&self) -> VsockState {
+        lock(&self.core).device.save()
+    }
+
+    /// Serves one wake-up.
+    pub fn serve(&self, wake: VsockWake) {
+        let mut core = lock(&self.core);
+        let Core { device, active } = &mut *core;
+        let Some(active) = active
+            .as_ref()
+            .filter(|active| !active.interrupt.is_broken())
+        else {
+            if wake == VsockWake::Host {
+                serve_without_driver(device);
+            }
+            return;
+        };
+        let [rx, tx, event] = active.queues.as_slice() else {
+            return;
+        };
+        let (mut rx, mut tx, mut event) = (lock(rx), lock(tx), lock(event));
+        let queues = VsockQueues {
+            rx: &mut rx,
+            tx: &mut tx,
+            event: Some(&mut event),
+        };
+        let result = match wake {
+            VsockWake::RxKick => device.handle_rx_kick(&active.ram, queues),
+            VsockWake::TxKick => device.handle_tx_kick(&active.ram, queues),
+            VsockWake::EventKick => device.handle_event_kick(&active.ram, queues),
+            VsockWake::Host => device.handle_host_events(&active.ram, queues),
+        };
+        match result {
+            Ok(notify) if notify.any() => active.interrupt.signal_used(),
+            Ok(_) => {}
+            Err(error) => active.interrupt.mark_broken("virtio-vsock", &error),
+        }
+    }
+}
+
+/// Lets connects time out although no driver has set up a queue.
+fn serve_without_driver(device: &mut VsockDevice) {
+    let (Ok(mut rx), Ok(mut tx)) = (Queue::new(QUEUE_SIZE), Queue::new(QUEUE_SIZE)) else {
+        return;
+    };
+    let ram = crate::memory::GuestRam::new();
+    let queues = VsockQueues {
+        rx: &mut rx,
+        tx: &mut tx,
+        event: None,
+    };
+    // Queues that are not ready are not looked at, so nothing can fail or ask for an interrupt.
+    let _ = device.handle_host_events(&ram, queues);
+}
