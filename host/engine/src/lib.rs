@@ -7,6 +7,7 @@
 //! Deliberately absent: tools, profiles and every surface. This crate prints nothing and reads no configuration file.
 
 mod engine;
+pub mod environments;
 mod error;
 mod exec;
 mod machine;

@@ -1,0 +1,430 @@
+//! Turning a root file system in tar form into one ext4 image, without root and without mounting anything.
+//!
+//! The tar is read as a stream, straight from the program that makes it. The image has no journal: machines write to
+//! copies of it that live as long as they do.
+//!
+//! Deliberately absent: device nodes, FIFOs and sockets. The guest's kernel makes its own `/dev`, and no Debian package
+//! ships the others.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{self, BufReader, Read},
+    os::unix::fs::FileExt,
+    path::{Component, Path, PathBuf},
+};
+
+use arcbox_ext4::{
+    FileTimestamps, FormatOptions, Formatter,
+    constants::{file_mode, make_mode},
+    error::FormatError,
+};
+use sha2::{Digest, Sha256};
+use tar::EntryType;
+
+/// What dpkg knows about the packages of a root file system.
+const DPKG_STATUS: &str = "/var/lib/dpkg/status";
+/// Far above any real one (a full desktop has about 5 MB).
+const MAX_STATUS_BYTES: u64 = 64 * 1024 * 1024;
+/// PAX names of extended attributes begin with this.
+const XATTR_PREFIX: &str = "SCHILY.xattr.";
+const BLOCK: usize = 4096;
+
+/// Why an image could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error("the tar is damaged: {0}")]
+    Tar(#[source] io::Error),
+    #[error("`{0}` cannot be a name in the image")]
+    Name(String),
+    #[error("hard link `{0}` leads nowhere")]
+    Link(String),
+    #[error("cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    Format(FormatError),
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl From<FormatError> for ImageError {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::Io(error) => Self::Io(error),
+            other => Self::Format(other),
+        }
+    }
+}
+
+/// A file or directory that replaces what the tar has at its path.
+#[derive(Debug, Clone)]
+pub(crate) enum Extra {
+    File(&'static str, u16, String),
+    Dir(&'static str, u16),
+}
+
+impl Extra {
+    fn path(&self) -> &'static str {
+        match self {
+            Self::File(path, ..) | Self::Dir(path, _) => path,
+        }
+    }
+}
+
+/// What to make.
+pub(crate) struct ImageSpec<'a> {
+    pub(crate) size: u64,
+    pub(crate) extras: &'a [Extra],
+    /// Directories that are made empty: what the tar has below them is left out.
+    pub(crate) emptied: &'a [&'a str],
+}
+
+/// What was made.
+#[derive(Debug, Default)]
+pub(crate) struct ImageStats {
+    /// Bytes of the files' contents.
+    pub(crate) content_bytes: u64,
+    /// Entries that ext4 images of ours do not hold.
+    pub(crate) skipped: u64,
+    /// Installed packages as `name version`, sorted.
+    pub(crate) packages: Vec<String>,
+}
+
+/// Writes an ext4 image at `path` from a tar. `advance` is told the bytes read so far and answers whether to go on.
+///
+/// # Errors
+/// [`ImageError`]; the half-written file is the caller's to remove.
+pub(crate) fn write_image(
+    tar: impl Read,
+    path: &Path,
+    spec: &ImageSpec<'_>,
+    advance: &mut dyn FnMut(u64) -> bool,
+) -> Result<ImageStats, ImageError> {
+    let mut image = Formatter::with_options(path, FormatOptions::new(spec.size).label("pyro-root"))?;
+    let mut stats = ImageStats::default();
+    let mut links = BTreeMap::new();
+    // Which inode a hard link's target is: the writer cannot link to a link.
+    let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 20, tar));
+    let mut read_bytes = 0u64;
+    for entry in archive.entries().map_err(ImageError::Tar)? {
+        let mut entry = entry.map_err(ImageError::Tar)?;
+        read_bytes += entry.size() + 512;
+        if !advance(read_bytes) {
+            return Err(ImageError::Cancelled);
+        }
+        let name = name_of(&entry.path_bytes())?;
+        if name == "/" {
+            image.set_permissions("/", 0o755)?;
+            continue;
+        }
+        if spec.extras.iter().any(|extra| extra.path() == name)
+            || spec.emptied.iter().any(|dir| name.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
+        {
+            continue;
+        }
+        let kind = entry.header().entry_type();
+        if kind == EntryType::Link {
+            let target = entry.link_name_bytes().ok_or_else(|| ImageError::Link(name.clone()))?;
+            links.insert(name, name_of(&target)?);
+            continue;
+        }
+        let owner = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
+        let (uid, gid) = (owner(entry.header().uid()), owner(entry.header().gid()));
+        let mode = entry.header().mode().unwrap_or(0o644) & 0o7777;
+        #[expect(clippy::cast_possible_truncation, reason = "masked to twelve bits")]
+        let mode = mode as u16;
+        let mtime = entry.header().mtime().unwrap_or(0);
+        let xattrs = xattrs_of(&mut entry)?;
+        let xattrs = (!xattrs.is_empty()).then_some(&xattrs);
+        let times = Some(times(mtime));
+        match kind {
+            EntryType::Directory => {
+                let mode = make_mode(file_mode::S_IFDIR, mode);
+                image.create(&name, mode, None, times, None, Some(uid), Some(gid), xattrs)?;
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                stats.content_bytes += entry.size();
+                let mode = make_mode(file_mode::S_IFREG, mode);
+                if name == DPKG_STATUS {
+                    let mut text = Vec::new();
+                    (&mut entry).take(MAX_STATUS_BYTES).read_to_end(&mut text).map_err(ImageError::Tar)?;
+                    stats.packages = packages_of(&String::from_utf8_lossy(&text));
+                    let mut data = text.as_slice();
+                    image.create(&name, mode, None, times, Some(&mut data), Some(uid), Some(gid), xattrs)?;
+                } else {
+                    // The writer takes any failed read for its own; this one belongs to the tar.
+                    let mut source = Source { inner: &mut entry, failed: RefCell::new(None) };
+                    let made = image.create(&name, mode, None, times, Some(&mut source), Some(uid), Some(gid), xattrs);
+                    if let Some(error) = source.failed.into_inner() {
+                        return Err(ImageError::Tar(error));
+                    }
+                    made?;
+                }
+            }
+            EntryType::Symlink => {
+                let target = entry.link_name_bytes().ok_or_else(|| ImageError::Link(name.clone()))?;
+                let target = String::from_utf8(target.into_owned()).map_err(|_| ImageError::Link(name.clone()))?;
+                let mode = make_mode(file_mode::S_IFLNK, 0o777);
+                image.create(&name, mode, Some(&target), times, None, Some(uid), Some(gid), None)?;
+            }
+            _ => stats.skipped += 1,
+        }
+    }
+    for (name, target) in &links {
+        image.link(name, resolve(target, &links).ok_or_else(|| ImageError::Link(name.clone()))?).map_err(|error| {
+            match error {
+                FormatError::NotFound(_) => ImageError::Link(name.clone()),
+                other => other.into(),
+            }
+        })?;
+    }
+    for extra in spec.extras {
+        match extra {
+            Extra::File(path, mode, text) => {
+                let mode = make_mode(file_mode::S_IFREG, *mode);
+                image.create(path, mode, None, None, Some(&mut text.as_bytes()), Some(0), Some(0), None)?;
+            }
+            Extra::Dir(path, mode) => {
+                image.create(path, make_mode(file_mode::S_IFDIR, *mode), None, None, None, Some(0), Some(0), None)?;
+            }
+        }
+    }
+    image.close()?;
+    Ok(stats)
+}
+
+/// Returns a tar entry's name as an absolute path.
+fn name_of(bytes: &[u8]) -> Result<String, ImageError> {
+    let refused = || ImageError::Name(String::from_utf8_lossy(bytes).chars().take(200).collect());
+    let text = std::str::from_utf8(bytes).map_err(|_| refused())?;
+    let mut out = String::with_capacity(text.len() + 1);
+    for part in Path::new(text).components() {
+        match part {
+            Component::Normal(part) => {
+                out.push('/');
+                // ext4's own limit; the writer does not check it.
+                out.push_str(part.to_str().filter(|part| part.len() <= 255).ok_or_else(refused)?);
+            }
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return Err(refused()),
+        }
+    }
+    if out.is_empty() {
+        out.push('/');
+    }
+    Ok(out)
+}
+
+/// Follows links to links; `None` for a circle.
+fn resolve<'a>(target: &'a str, links: &'a BTreeMap<String, String>) -> Option<&'a str> {
+    let mut at = target;
+    for _ in 0..=links.len() {
+        match links.get(at) {
+            Some(next) => at = next,
+            None => return Some(at),
+        }
+    }
+    None
+}
+
+fn xattrs_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<HashMap<String, Vec<u8>>, ImageError> {
+    let mut out = HashMap::new();
+    if let Some(extensions) = entry.pax_extensions().map_err(ImageError::Tar)? {
+        for extension in extensions {
+            let extension = extension.map_err(ImageError::Tar)?;
+            if let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(XATTR_PREFIX)) {
+                out.insert(name.to_owned(), extension.value_bytes().to_vec());
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn times(mtime: u64) -> FileTimestamps {
+    // ext4 keeps the seconds beyond 2038 in two more bits.
+    #[expect(clippy::cast_possible_truncation, reason = "split into low and high part")]
+    let (low, high) = (mtime as u32, ((mtime.wrapping_add(1 << 31) >> 32) as u32) & 3);
+    FileTimestamps {
+        access_lo: low,
+        access_hi: high,
+        modification_lo: low,
+        modification_hi: high,
+        creation_lo: low,
+        creation_hi: high,
+        ..FileTimestamps::default()
+    }
+}
+
+fn packages_of(status: &str) -> Vec<String> {
+    let mut out: Vec<_> = status
+        .split("\n\n")
+        .filter_map(|stanza| {
+            let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            field("Status:").filter(|status| status.ends_with(" installed"))?;
+            Some(format!("{} {}", field("Package:")?, field("Version:")?))
+        })
+        .collect();
+    out.sort();
+    out
+}
+
+/// Keeps a failed read apart from a failed write.
+struct Source<'a, R> {
+    inner: &'a mut R,
+    failed: RefCell<Option<io::Error>>,
+}
+
+impl<R: Read> Read for Source<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).inspect_err(|error| {
+            *self.failed.borrow_mut() = Some(io::Error::new(error.kind(), error.to_string()));
+        })
+    }
+}
+
+/// Returns the hexadecimal digest of a sparse image: of its size and of every block that is not all zeros, with its
+/// number. It is the same however much of the zeros the file system keeps as holes, and costs no more than the data.
+///
+/// # Errors
+/// What reading says.
+pub(crate) fn sparse_digest(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut hash = Sha256::new();
+    hash.update(size.to_le_bytes());
+    let mut buffer = vec![0u8; 256 * BLOCK];
+    for_each_extent(&file, size, |from, to| {
+        // Extents begin and end at the file system's blocks, which may be smaller than ours.
+        let mut at = from / BLOCK as u64 * BLOCK as u64;
+        while at < to {
+            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len()).next_multiple_of(BLOCK);
+            let count = read_full(&file, buffer.get_mut(..want).unwrap_or_default(), at)?;
+            if count == 0 {
+                break;
+            }
+            for (index, block) in buffer.get(..count).unwrap_or_default().chunks(BLOCK).enumerate() {
+                if block.iter().any(|byte| *byte != 0) {
+                    hash.update((at / BLOCK as u64 + index as u64).to_le_bytes());
+                    hash.update(block);
+                }
+            }
+            at += count as u64;
+        }
+        Ok(at)
+    })?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// Calls `each` with every range of a file that holds data. `each` returns how far it got, which may be beyond the
+/// range's end; what it did already is not handed out again.
+pub(crate) fn for_each_extent(
+    file: &File,
+    size: u64,
+    mut each: impl FnMut(u64, u64) -> io::Result<u64>,
+) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    let mut at = 0;
+    while at < size {
+        let from = match seek(file, SeekFrom::Data(at)) {
+            Ok(from) => from,
+            // No data beyond.
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            // A file system that keeps no holes.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => at,
+            Err(error) => return Err(error.into()),
+        };
+        let to = match seek(file, SeekFrom::Hole(from)) {
+            Ok(to) => to.min(size),
+            Err(_) => size,
+        };
+        if to <= from {
+            return Ok(());
+        }
+        at = each(from, to)?.max(to);
+    }
+    Ok(())
+}
+
+fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Makes a copy of a sparse image that can be written, at least `min_size` bytes long: a reflink where the file system
+/// has them, otherwise a copy of the data with the holes left out. Returns whether it is a reflink.
+///
+/// # Errors
+/// What the file system says; nothing is left at `to`.
+pub(crate) fn clone_sparse(from: &Path, to: &Path, min_size: u64) -> io::Result<bool> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let source = File::open(from)?;
+    let size = source.metadata()?.len();
+    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    let remove = RemoveOnDrop(Some(to.to_owned()));
+    let reflinked = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
+    if !reflinked {
+        target.set_len(size)?;
+        for_each_extent(&source, size, |from, to| {
+            let mut at = from;
+            while at < to {
+                let (mut read_at, mut write_at) = (at, at);
+                let want = usize::try_from(to - at).unwrap_or(usize::MAX);
+                match rustix::fs::copy_file_range(&source, Some(&mut read_at), &target, Some(&mut write_at), want) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(count) => at += count as u64,
+                    Err(rustix::io::Errno::INTR) => {}
+                    // Between some file systems the kernel does not copy.
+                    Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+                        let mut buffer = vec![0u8; 256 * BLOCK];
+                        while at < to {
+                            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
+                            let part = buffer.get_mut(..want).unwrap_or_default();
+                            let count = read_full(&source, part, at)?;
+                            if count == 0 {
+                                return Err(io::ErrorKind::UnexpectedEof.into());
+                            }
+                            target.write_all_at(part.get(..count).unwrap_or_default(), at)?;
+                            at += count as u64;
+                        }
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(at)
+        })?;
+    }
+    if min_size > size {
+        target.set_len(min_size)?;
+    }
+    remove.keep();
+    Ok(reflinked)
+}
+
+struct RemoveOnDrop(Option<PathBuf>);
+
+impl RemoveOnDrop {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;
