@@ -1,1 +1,34 @@
-//! TBD
+//! A tool host for AI agents, as a library: profiles, their tools, and the surfaces that serve them.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use pyro::{CallOptions, Pyro, PyroConfig};
+//!
+//! let pyro = Pyro::open(PyroConfig { program: Some("/usr/local/bin/pyro".into()), ..PyroConfig::default() })?;
+//! let profile = pyro.profile("vm-run")?;
+//! let toolbox = pyro.toolbox(&profile)?;
+//! let arguments = serde_json::json!({"environment": "debian:12", "command": "git --version"});
+//! let outcome = toolbox
+//!     .call("vm_run", arguments.as_object().cloned().unwrap_or_default(), CallOptions::default())
+//!     .await?;
+//! assert!(outcome.structured.is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The command line and the MCP server are the first users of [`Pyro`] and go through the same calls.
+//!
+//! Deliberately absent: printing. Only the `pyro` program prints.
+
+pub mod artifacts;
+pub mod doctor;
+pub mod errors;
+pub mod mcp;
+mod open;
+
+pub use open::{BUILTINS, OpenError, Pyro, PyroConfig};
+pub use pyro_components::{
+    Annotations, CallInput, CallObserver, CallOptions, CliForm, Content, ContentBody, Diagnostic, LoadError,
+    NoObserver, OutputStream, ResolvedProfile, ToolDef, ToolError, ToolOutcome, Toolbox,
+};
+pub use pyro_engine::{EngineChoice, EngineError, ErrorCode, Paths};

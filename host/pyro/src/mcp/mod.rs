@@ -1,0 +1,64 @@
+//! The MCP surface: tools of a profile, over standard input and output.
+//!
+//! ```text
+//! stdio (pipes, sockets)  ->  transport (lines)  ->  rmcp (both protocol eras)  ->  handler  ->  Toolbox
+//! ```
+//!
+//! Both eras are served: sessions that begin with `initialize` (2025-11-25 and older) and stateless requests
+//! (2026-07-28). Calls run at the same time, each in a task of its own; dropping a call's future cancels it.
+//!
+//! Deliberately absent: HTTP, resources, prompts, sampling, roots and protocol logging. Logs go to standard error.
+
+mod convert;
+mod handler;
+pub mod host_config;
+mod progress;
+mod recover;
+mod stdio;
+mod transport;
+
+use pyro_components::Toolbox;
+use rmcp::service::{QuitReason, ServerInitializeError, serve_server_with_ct};
+use tokio_util::sync::CancellationToken;
+
+use handler::Handler;
+use transport::LineTransport;
+
+/// Why a server could not serve, or stopped doing so.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The standard streams cannot be used.
+    #[error("cannot use the standard streams for MCP: {0}")]
+    Streams(#[source] std::io::Error),
+    /// The client did something that leaves no session to go on with.
+    #[error("the session could not begin: {0}")]
+    Begin(#[source] Box<ServerInitializeError>),
+    /// A fault of this program.
+    #[error("the server stopped: {0}")]
+    Stopped(#[source] tokio::task::JoinError),
+}
+
+/// Serves a toolbox over this process's standard input and output until the client closes its end or `stop` is
+/// cancelled. From here on standard output belongs to the protocol: what else is printed goes to standard error.
+///
+/// # Errors
+/// See [`ServeError`]. The client's going away is not an error.
+pub async fn serve_stdio(
+    toolbox: Toolbox,
+    instructions: Option<&str>,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let (input, output) = stdio::claim().map_err(ServeError::Streams)?;
+    let closed = CancellationToken::new();
+    let handler = Handler::new(toolbox, instructions, closed.clone());
+    let transport = LineTransport::new(input, output, closed.clone());
+    let service = match serve_server_with_ct(handler, transport, stop).await {
+        Ok(service) => service,
+        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
+        Err(error) => return Err(ServeError::Begin(Box::new(error))),
+    };
+    match service.waiting().await {
+        Ok(QuitReason::JoinError(error)) | Err(error) => Err(ServeError::Stopped(error)),
+        Ok(_) => Ok(()),
+    }
+}
