@@ -1,13 +1,25 @@
 //! The door to environments and machines.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Paths, Progress,
+    choice::pick_engine,
+    control::{LineBuffer, MAX_REPLY, OkBody, Request},
     error::{EngineError, ErrorCode},
-    machine::Machine,
+    machine::{self, Machine},
+    run_dir, spawn,
     spec::{EngineChoice, MachineInfo, MachineSpec},
 };
+
+/// How long a VM process may take to describe its machine.
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
+/// Memory that is left to the host when a machine's size is checked, in MiB.
+const HOST_RESERVE_MIB: u64 = 128;
 
 /// Bytes of the guest agent, a static program.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +40,8 @@ pub struct EngineOptions {
     pub agent: AgentSource,
     /// A machine whose agent does not answer within this is ended.
     pub boot_limit: Duration,
+    /// Whether the guest's kernel writes all its messages to the console, which slows the boot.
+    pub verbose_console: bool,
 }
 
 impl EngineOptions {
@@ -49,8 +63,22 @@ impl EngineOptions {
             vmm_args: vec!["vmm".to_owned()],
             agent,
             boot_limit: Self::BOOT_LIMIT,
+            verbose_console: false,
         })
     }
+}
+
+/// What a machine boots from. The files are read by many machines and must not change while one runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFiles {
+    /// The kernel, an ELF file.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// The root file system, a raw image. Machines write to a copy.
+    pub rootfs: PathBuf,
+    /// What to call this set of files.
+    pub version: String,
 }
 
 /// Environments and machines of one state directory; cheap to clone.
@@ -66,11 +94,15 @@ struct Inner {
 }
 
 impl Engine {
-    /// Opens a state directory. Starts nothing and reads nothing but directories.
+    /// Opens a state directory and removes what dead machines left in it. Starts nothing.
     ///
     /// # Errors
-    /// `io` or `denied` when the directories cannot be used.
+    /// `io` when the directories cannot be used.
     pub fn open(paths: Paths, options: EngineOptions) -> Result<Self, EngineError> {
+        if let Err(error) = run_dir::sweep(&paths.run) {
+            // Listing tools needs no machine; creating one will say it again.
+            tracing::debug!(%error, "leftovers are not removed");
+        }
         Ok(Self { inner: Arc::new(Inner { paths, options }) })
     }
 
@@ -90,9 +122,22 @@ impl Engine {
     /// # Errors
     /// `invalid_argument`, `unknown_environment`, `environment_build_failed`, `limit_exceeded`, `disk_full`,
     /// `engine_unavailable`, `boot_failed`, `boot_timeout`, `guest_panic`, `io`.
-    pub async fn create_machine(&self, spec: MachineSpec, _progress: &dyn Progress) -> Result<Machine, EngineError> {
+    pub async fn create_machine(&self, spec: MachineSpec, progress: &dyn Progress) -> Result<Machine, EngineError> {
+        let begun = Instant::now();
         spec.check()?;
-        Err(EngineError::new(ErrorCode::EngineUnavailable, "this build cannot boot machines yet"))
+        let _ = (progress, begun);
+        Err(EngineError::new(ErrorCode::UnknownEnvironment, format!("unknown environment `{}`", spec.environment)))
+    }
+
+    /// Boots a machine from given files; its environment's name is only a label. As [`Self::create_machine`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::create_machine`], but for those of environments.
+    pub async fn boot(&self, files: BootFiles, spec: MachineSpec) -> Result<Machine, EngineError> {
+        spec.check()?;
+        let pick = pick_engine(self.inner.options.engine)?;
+        check_memory(spec.mem_mib, &std::fs::read_to_string("/proc/meminfo").unwrap_or_default())?;
+        spawn::boot(&self.inner.paths.run, &self.inner.options, files, spec, pick.execution_mode).await
     }
 
     /// Returns the machines that run now, whichever process made them.
@@ -100,7 +145,14 @@ impl Engine {
     /// # Errors
     /// `io` when the run directory cannot be read.
     pub async fn machines(&self) -> Result<Vec<MachineInfo>, EngineError> {
-        Ok(Vec::new())
+        let mut machines = Vec::new();
+        for id in run_dir::sweep(&self.inner.paths.run)? {
+            // One that ends meanwhile is not running any more.
+            if let Ok(body) = self.status(&id).await {
+                machines.extend(body.machine);
+            }
+        }
+        Ok(machines)
     }
 
     /// Returns a handle to a running machine, whichever process made it. The handle does not keep it alive.
@@ -108,6 +160,66 @@ impl Engine {
     /// # Errors
     /// `not_found`.
     pub async fn machine(&self, id: &str) -> Result<Machine, EngineError> {
-        Err(EngineError::new(ErrorCode::NotFound, format!("no machine `{id}` is running")))
+        let none = || {
+            EngineError::new(ErrorCode::NotFound, format!("no machine `{}` is running", id.escape_debug()))
+                .with_hint("a machine ends when its time to live is over")
+        };
+        if !run_dir::is_live(&self.inner.paths.run, id) {
+            return Err(none());
+        }
+        let body = self.status(id).await.map_err(|_| none())?;
+        let (Some(info), Some(timings)) = (body.machine, body.timings) else { return Err(none()) };
+        let dir = self.inner.paths.run.join(id);
+        let events = machine::connect(&dir).await.map_err(|_| none())?;
+        machine::ask(&events, &Request::Watch).await.map_err(|_| none())??;
+        Ok(Machine::new(info, timings, dir, Arc::new(events), LineBuffer::new(MAX_REPLY)))
+    }
+
+    async fn status(&self, id: &str) -> Result<OkBody, EngineError> {
+        let asked = async {
+            let stream = machine::connect(&self.inner.paths.run.join(id)).await?;
+            machine::ask(&stream, &Request::Status).await
+        };
+        tokio::time::timeout(STATUS_LIMIT, asked)
+            .await
+            .map_err(|_| EngineError::new(ErrorCode::Timeout, format!("machine {id} does not answer")))?
+            .map_err(|e| EngineError::io(format_args!("ask machine {id}"), &e))?
+    }
+}
+
+/// Refuses a machine that is larger than what the host has left.
+fn check_memory(mem_mib: u32, meminfo: &str) -> Result<(), EngineError> {
+    let available_mib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map(|kib| kib / 1024);
+    match available_mib {
+        Some(available) if u64::from(mem_mib) + HOST_RESERVE_MIB > available => Err(EngineError::new(
+            ErrorCode::LimitExceeded,
+            format!("the machine asks for {mem_mib} MiB of memory, and the host has {available} MiB available"),
+        )
+        .with_hint("pass a smaller mem_mib, or end other machines")
+        .retry_may_help()),
+        // A host that does not tell is not a reason to refuse.
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_memory_than_there_is_is_refused() {
+        let meminfo = "MemTotal: 4194304 kB\nMemAvailable:    2097152 kB\n";
+        assert!(check_memory(1024, meminfo).is_ok());
+        assert!(check_memory(1920, meminfo).is_ok());
+        let error = check_memory(1921, meminfo).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::LimitExceeded);
+        assert_eq!(error.message(), "the machine asks for 1921 MiB of memory, and the host has 2048 MiB available");
+        assert!(check_memory(32_768, "").is_ok());
+        assert!(check_memory(32_768, "MemAvailable: lots\n").is_ok());
     }
 }

@@ -96,12 +96,14 @@ pub struct EngineError {
     retryable: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     console_tail: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    guest_code: Option<String>,
 }
 
 impl EngineError {
     /// Makes an error from a code and a fact: lower case, no full stop, with the value it is about.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, retryable: false, console_tail: None }
+        Self { code, message: message.into(), hint: None, retryable: false, console_tail: None, guest_code: None }
     }
 
     /// Makes an error from a failed system call. A full disk gets its own code.
@@ -139,6 +141,20 @@ impl EngineError {
         self
     }
 
+    /// Adds the guest agent's own code.
+    #[must_use]
+    pub(crate) fn with_guest_code(mut self, code: impl Into<String>) -> Self {
+        self.guest_code = Some(code.into());
+        self
+    }
+
+    /// Puts what was being done in front of the fact.
+    #[must_use]
+    pub(crate) fn while_doing(mut self, doing: &str) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
     /// Returns the kind of failure.
     pub fn code(&self) -> ErrorCode {
         self.code
@@ -157,6 +173,12 @@ impl EngineError {
     /// Returns whether repeating the same request is safe and may succeed.
     pub fn retryable(&self) -> bool {
         self.retryable
+    }
+
+    /// Returns the guest agent's own code (`pyro_agent_protocol::codes`), when the guest refused a request: it tells a
+    /// program that was not found from one that may not be executed.
+    pub fn guest_code(&self) -> Option<&str> {
+        self.guest_code.as_deref()
     }
 
     /// Returns the last lines of the guest's console, for failures of the guest.

@@ -2,12 +2,38 @@
 //!
 //! One command is one connection. The request is sent once: a connection that is lost after that is reported, never
 //! repeated. Dropping the session closes the connection, and the agent then kills everything the command started.
+//!
+//! Nothing is buffered here beyond one read: when the caller does not ask for the next event, the socket fills, then
+//! the guest's, and the command waits.
 
-use std::time::Duration;
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use pyro_agent_protocol::{
+    self as protocol, AGENT_PORT, FrameDecoder, GuestFrame, HostFrame, Op, Open, STDIN_WINDOW_BYTES, codes,
+};
+use rustix::net::Shutdown;
+use tokio::{
+    net::UnixStream,
+    sync::{Mutex as AsyncMutex, Semaphore},
+    time::Instant,
+};
 
-use crate::error::{EngineError, ErrorCode};
+use crate::{
+    control::{LineBuffer, MAX_REPLY, Reply, Request},
+    error::{EngineError, ErrorCode},
+    machine::Machine,
+};
+
+/// How long after its timeout a command's end is waited for. The guest kills the command at the timeout; this covers a
+/// guest that is too busy, or too broken, to say so.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(15);
+/// Bytes asked for in one read: one full data frame and a little more.
+const READ_SIZE: usize = 72 * 1024;
 
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +64,8 @@ pub struct ExecRequest {
 pub struct ExecExit {
     /// Exit code, when it exited by itself.
     pub exit_code: Option<i32>,
-    /// Number of the signal that ended it.
-    pub signal: Option<i32>,
+    /// Name of the signal that ended it, such as `SIGKILL`.
+    pub signal: Option<String>,
     /// Whether the timeout ended it.
     pub timed_out: bool,
     /// Wall time in the guest.
@@ -50,6 +76,8 @@ pub struct ExecExit {
     pub peak_memory_bytes: Option<u64>,
     /// Whether the guest ran out of memory for it.
     pub oom_killed: bool,
+    /// Whether processes it left running were killed after it.
+    pub leftovers_killed: bool,
 }
 
 /// Something that happened to a command.
@@ -71,26 +99,290 @@ pub enum ExecEvent {
 /// A command that was sent to a machine. Dropping it cancels the command.
 #[derive(Debug)]
 pub struct ExecSession {
-    input: ExecInput,
+    machine: Machine,
+    connection: Arc<Connection>,
+    phase: Phase,
+    reply: Option<LineBuffer>,
+    decoder: FrameDecoder,
+    buffer: Vec<u8>,
+    deadline: Instant,
+    timeout: Duration,
 }
 
-/// Writes to a command's standard input and sends it signals; cheap to clone and usable beside [`ExecSession::next`].
+/// Writes to a command's standard input and sends it signals; cheap to clone and usable beside [`ExecSession::next`],
+/// which must be polled while a large input is written.
 #[derive(Debug, Clone)]
-pub struct ExecInput {}
+pub struct ExecInput {
+    connection: Arc<Connection>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The VM process has not said yet that the guest was reached.
+    Connecting,
+    /// The guest has the request.
+    Sent,
+    /// The command runs.
+    Running,
+    /// The command ended.
+    Ended(ExecExit),
+    /// The session failed; the error is final.
+    Failed(EngineError),
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    /// Keeps frames whole when several tasks write.
+    writing: AsyncMutex<()>,
+    /// Bytes of standard input that may still be sent before the guest reads some.
+    window: Semaphore,
+    /// Bytes that were sent and not credited yet, so that a guest cannot make the window larger than it was.
+    outstanding: Mutex<usize>,
+}
+
+impl ExecRequest {
+    fn open(&self) -> Result<Open, EngineError> {
+        let refuse = |what: String| EngineError::new(ErrorCode::InvalidArgument, what);
+        let program = match &self.command {
+            ExecCommand::Argv(argv) => {
+                if argv.first().is_none_or(String::is_empty) {
+                    return Err(refuse("the command is empty".to_owned()));
+                }
+                for (at, argument) in argv.iter().enumerate() {
+                    if argument.contains('\0') {
+                        return Err(refuse(format!("argument {at} of the command contains a NUL byte")));
+                    }
+                }
+                protocol::Program::Argv(argv.clone())
+            }
+            ExecCommand::Shell(line) => {
+                if line.trim().is_empty() {
+                    return Err(refuse("the command is empty".to_owned()));
+                }
+                if line.contains('\0') {
+                    return Err(refuse("the command contains a NUL byte".to_owned()));
+                }
+                protocol::Program::Shell(line.clone())
+            }
+        };
+        if self.cwd.as_ref().is_some_and(|cwd| cwd.is_empty() || cwd.contains('\0')) {
+            return Err(refuse("the working directory is empty or contains a NUL byte".to_owned()));
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(refuse(format!("`{}` is not a usable environment variable", name.escape_debug())));
+            }
+        }
+        if self.timeout.is_zero() {
+            return Err(refuse("the timeout must be positive".to_owned()));
+        }
+        // The guest reads 0 as no limit, so a fraction of a millisecond is rounded up.
+        let timeout_ms = u64::try_from(self.timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        Ok(Open::new(Op::Exec(protocol::ExecRequest {
+            program,
+            cwd: self.cwd.clone(),
+            env: self.env.clone(),
+            timeout_ms,
+            stdin: self.stdin,
+        })))
+    }
+}
+
+impl ExecExit {
+    /// Returns the exit code as a shell reports it: that of the command, or 128 plus the number of the signal.
+    pub fn shell_code(&self) -> i32 {
+        match (&self.exit_code, &self.signal) {
+            (Some(code), _) => *code,
+            (None, Some(signal)) => 128 + signal_number(signal).unwrap_or(0),
+            (None, None) => 128,
+        }
+    }
+}
 
 impl ExecSession {
-    /// Returns the next event. After `Exited`, returns the same `Exited` again.
+    pub(crate) async fn start(machine: Machine, request: &ExecRequest) -> Result<Self, EngineError> {
+        // The request goes out together with the wish to connect, which saves a round trip between two processes. The
+        // VM process passes it on only after it said that the guest was reached.
+        let mut bytes = crate::control::line(&Request::Connect { port: AGENT_PORT });
+        HostFrame::Open(request.open()?).encode(&mut bytes).map_err(|e| {
+            EngineError::new(ErrorCode::InvalidArgument, format!("the command does not fit into a request: {e}"))
+                .with_hint("write long input to standard input, or to a file first")
+        })?;
+        let stream = machine.control().await?;
+        let connection = Arc::new(Connection {
+            stream,
+            writing: AsyncMutex::new(()),
+            window: Semaphore::new(STDIN_WINDOW_BYTES),
+            outstanding: Mutex::new(0),
+        });
+        if let Err(e) = connection.send(&bytes).await {
+            return Err(machine.lost(not_reached(&e)).await);
+        }
+        // No timer can count further than this, and no machine lives this long.
+        let wait = request.timeout.min(Duration::from_secs(86_400)) + TIMEOUT_GRACE;
+        Ok(Self {
+            machine,
+            connection,
+            phase: Phase::Connecting,
+            reply: Some(LineBuffer::new(MAX_REPLY)),
+            decoder: FrameDecoder::new(),
+            buffer: Vec::new(),
+            deadline: Instant::now() + wait,
+            timeout: request.timeout,
+        })
+    }
+
+    /// Returns the next event. After `Exited`, returns the same `Exited` again; an error repeats too. Dropping the
+    /// future loses nothing.
     ///
     /// # Errors
-    /// `not_started` when the guest refused the command before it ran, `machine_died`, `expired` or `outcome_unknown`
-    /// when the connection was lost.
+    /// `not_started` when the guest refused the command before it ran, `machine_died`, `guest_panic`, `expired` or
+    /// `outcome_unknown` when the connection was lost, `timeout` when the guest did not report the end of the command
+    /// long after its timeout.
     pub async fn next(&mut self) -> Result<ExecEvent, EngineError> {
-        Err(unfinished())
+        loop {
+            match &self.phase {
+                Phase::Ended(exit) => return Ok(ExecEvent::Exited(exit.clone())),
+                Phase::Failed(error) => return Err(error.clone()),
+                Phase::Connecting | Phase::Sent | Phase::Running => {}
+            }
+            match self.advance() {
+                Ok(Some(event)) => return Ok(event),
+                Ok(None) => {}
+                Err(error) => return Err(self.fail(error)),
+            }
+            let read = tokio::time::timeout_at(self.deadline, self.connection.read(&mut self.buffer)).await;
+            let lost = match read {
+                Ok(Ok(0)) => None,
+                Ok(Ok(_)) => {
+                    match &mut self.reply {
+                        Some(line) => line.push(&self.buffer),
+                        None => self.decoder.push(&self.buffer),
+                    }
+                    continue;
+                }
+                Ok(Err(e)) => Some(e),
+                Err(_) => {
+                    let error = EngineError::new(
+                        ErrorCode::Timeout,
+                        format!(
+                            "the guest did not report the end of the command {} s after its timeout of {} s; its \
+                             outcome is unknown",
+                            TIMEOUT_GRACE.as_secs(),
+                            self.timeout.as_secs_f64()
+                        ),
+                    );
+                    return Err(self.fail(error));
+                }
+            };
+            let error = self.explain_loss(lost).await;
+            return Err(self.fail(error));
+        }
     }
 
     /// Returns a handle for standard input and signals.
     pub fn input(&self) -> ExecInput {
-        self.input.clone()
+        ExecInput { connection: Arc::clone(&self.connection) }
+    }
+
+    /// Takes one event out of what was read.
+    fn advance(&mut self) -> Result<Option<ExecEvent>, EngineError> {
+        if let Some(mut buffer) = self.reply.take() {
+            let Some(line) = buffer.take()? else {
+                self.reply = Some(buffer);
+                return Ok(None);
+            };
+            read_reply(&line)?;
+            self.phase = Phase::Sent;
+            self.decoder.push(&buffer.into_rest());
+        }
+        loop {
+            let frame = self.decoder.next_guest().map_err(|e| {
+                EngineError::new(
+                    ErrorCode::OutcomeUnknown,
+                    format!("the guest agent broke the protocol ({e}); the outcome of the command is unknown"),
+                )
+            })?;
+            let Some(frame) = frame else { return Ok(None) };
+            return Ok(Some(match frame {
+                GuestFrame::Started(started) => {
+                    self.phase = Phase::Running;
+                    ExecEvent::Started { pid: started.pid }
+                }
+                GuestFrame::Stdout(bytes) => ExecEvent::Stdout(bytes.into()),
+                GuestFrame::Stderr(bytes) => ExecEvent::Stderr(bytes.into()),
+                GuestFrame::Exited(exited) => {
+                    let exit = exit(exited);
+                    self.connection.close();
+                    self.phase = Phase::Ended(exit.clone());
+                    ExecEvent::Exited(exit)
+                }
+                GuestFrame::StdinCredit(bytes) => {
+                    self.connection.credit(bytes);
+                    continue;
+                }
+                GuestFrame::Error(error) => return Err(self.refused(error)),
+                GuestFrame::HelloReply(_) | GuestFrame::GoingDown(_) | GuestFrame::Unknown(_) => continue,
+            }));
+        }
+    }
+
+    fn refused(&self, error: protocol::ErrorReply) -> EngineError {
+        if matches!(self.phase, Phase::Running) {
+            return EngineError::new(
+                ErrorCode::OutcomeUnknown,
+                format!("the guest agent lost the command ({}); its outcome is unknown", error.message),
+            )
+            .with_guest_code(error.code);
+        }
+        let (code, hint) = match error.code.as_str() {
+            codes::INVALID_ARGUMENT => (ErrorCode::InvalidArgument, None),
+            codes::INVALID_CWD => (ErrorCode::InvalidArgument, Some("pass a directory that exists in the guest")),
+            codes::NOT_FOUND => (ErrorCode::NotStarted, Some("check the name, or install the program in the guest")),
+            codes::LIMIT_EXCEEDED => (ErrorCode::LimitExceeded, Some("wait until other commands ended")),
+            _ => (ErrorCode::NotStarted, None),
+        };
+        let mut refused = EngineError::new(code, error.message).with_guest_code(error.code);
+        if let Some(hint) = hint {
+            refused = refused.with_hint(hint);
+        }
+        if code == ErrorCode::LimitExceeded {
+            refused = refused.retry_may_help();
+        }
+        refused
+    }
+
+    async fn explain_loss(&self, error: Option<io::Error>) -> EngineError {
+        let error = error.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+        match self.phase {
+            Phase::Connecting => self.machine.lost(not_reached(&error)).await,
+            _ => {
+                let unknown = EngineError::new(
+                    ErrorCode::OutcomeUnknown,
+                    format!("the connection to the guest was lost ({error}); the outcome of the command is unknown"),
+                )
+                .with_hint("look at what the command was to change before running it again");
+                let died = self.machine.lost(unknown.clone()).await;
+                if died.code() == unknown.code() {
+                    return unknown;
+                }
+                died.while_doing("the command was running, and its outcome is unknown")
+            }
+        }
+    }
+
+    fn fail(&mut self, error: EngineError) -> EngineError {
+        self.connection.close();
+        self.phase = Phase::Failed(error.clone());
+        error
+    }
+}
+
+impl Drop for ExecSession {
+    fn drop(&mut self) {
+        // Handles for input may still exist, so the socket is shut down rather than left to its last owner.
+        self.connection.close();
     }
 }
 
@@ -98,28 +390,233 @@ impl ExecInput {
     /// Writes to standard input, waiting while the guest does not read.
     ///
     /// # Errors
-    /// When the command ended or the connection was lost.
-    pub async fn write(&self, _bytes: &[u8]) -> Result<(), EngineError> {
-        Err(unfinished())
+    /// `not_started` when the command has ended, `io` when the connection was lost.
+    pub async fn write(&self, bytes: &[u8]) -> Result<(), EngineError> {
+        for chunk in bytes.chunks(protocol::DATA_CHUNK_BYTES) {
+            let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+            self.connection.window.acquire_many(permits).await.map_err(|_| ended())?.forget();
+            *lock(&self.connection.outstanding) += chunk.len();
+            let mut frame = Vec::with_capacity(chunk.len() + 8);
+            protocol::encode_stdin(chunk, &mut frame);
+            self.send(&frame).await?;
+        }
+        Ok(())
     }
 
     /// Ends standard input.
     ///
     /// # Errors
-    /// When the connection was lost.
+    /// `not_started` when the command has ended, `io` when the connection was lost.
     pub async fn close(&self) -> Result<(), EngineError> {
-        Err(unfinished())
+        self.frame(&HostFrame::StdinEof).await
     }
 
-    /// Sends a signal, by name (`SIGTERM` or `TERM`), to the command.
+    /// Sends a signal, by name (`SIGTERM` or `TERM`), to the command's process group.
     ///
     /// # Errors
-    /// When the connection was lost.
-    pub async fn signal(&self, _name: &str) -> Result<(), EngineError> {
-        Err(unfinished())
+    /// `invalid_argument` when no signal has that name, else as [`Self::close`].
+    pub async fn signal(&self, name: &str) -> Result<(), EngineError> {
+        if signal_number(name).is_none() {
+            return Err(EngineError::new(ErrorCode::InvalidArgument, format!("no signal is called `{name}`"))
+                .with_hint("pass a name such as SIGTERM"));
+        }
+        self.frame(&HostFrame::Signal(name.to_owned())).await
+    }
+
+    async fn frame(&self, frame: &HostFrame) -> Result<(), EngineError> {
+        let mut bytes = Vec::new();
+        frame
+            .encode(&mut bytes)
+            .map_err(|e| EngineError::new(ErrorCode::InvalidArgument, format!("does not fit into a frame: {e}")))?;
+        self.send(&bytes).await
+    }
+
+    async fn send(&self, bytes: &[u8]) -> Result<(), EngineError> {
+        self.connection.send(bytes).await.map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
+            _ => EngineError::io("write to the command", &e),
+        })
     }
 }
 
-fn unfinished() -> EngineError {
-    EngineError::new(ErrorCode::Internal, "this build cannot run commands yet")
+impl Connection {
+    /// Writes everything. A future dropped half-way leaves a cut frame, so the connection is then closed.
+    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let _writing = self.writing.lock().await;
+        let mut whole = CloseUnlessDone { connection: self, done: false };
+        while !bytes.is_empty() {
+            match self.stream.try_write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.stream.writable().await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        whole.done = true;
+        Ok(())
+    }
+
+    /// Reads what is there into `buffer`, replacing what it held; 0 bytes are the end.
+    async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            buffer.clear();
+            buffer.reserve(READ_SIZE);
+            match self.stream.try_read_buf(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.stream.readable().await?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn credit(&self, bytes: u32) {
+        let mut outstanding = lock(&self.outstanding);
+        let granted = (bytes as usize).min(*outstanding);
+        *outstanding -= granted;
+        self.window.add_permits(granted);
+    }
+
+    fn close(&self) {
+        self.window.close();
+        // It may be closed already, which is as well.
+        let _ = rustix::net::shutdown(&self.stream, Shutdown::Both);
+    }
+}
+
+struct CloseUnlessDone<'a> {
+    connection: &'a Connection,
+    done: bool,
+}
+
+impl Drop for CloseUnlessDone<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.connection.close();
+        }
+    }
+}
+
+/// Reads the VM process's answer to `connect`.
+pub(crate) fn read_reply(line: &[u8]) -> Result<crate::control::OkBody, EngineError> {
+    match serde_json::from_slice(line) {
+        Ok(Reply::Ok(body)) => Ok(body),
+        Ok(Reply::Error(error)) => Err(error),
+        Err(e) => {
+            Err(EngineError::new(ErrorCode::Internal, format!("the VM process gave a reply that is not one: {e}")))
+        }
+    }
+}
+
+fn exit(exited: protocol::Exited) -> ExecExit {
+    ExecExit {
+        exit_code: exited.exit_code,
+        signal: exited.signal,
+        timed_out: exited.timed_out,
+        duration: Duration::from_millis(exited.duration_ms),
+        cpu: exited.cpu_us.map(Duration::from_micros),
+        peak_memory_bytes: exited.peak_memory_bytes,
+        oom_killed: exited.oom_killed,
+        leftovers_killed: exited.leftovers_killed,
+    }
+}
+
+fn not_reached(error: &io::Error) -> EngineError {
+    EngineError::new(ErrorCode::NotStarted, format!("the guest could not be reached: {error}")).retry_may_help()
+}
+
+fn ended() -> EngineError {
+    EngineError::new(ErrorCode::NotStarted, "the command has ended and reads no more input")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the number of a signal on x86-64 Linux, by name with or without `SIG`.
+fn signal_number(name: &str) -> Option<i32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
+    ];
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    NAMES.iter().position(|&known| known == name).and_then(|at| i32::try_from(at + 1).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> ExecRequest {
+        ExecRequest {
+            command: ExecCommand::Argv(vec!["true".to_owned()]),
+            cwd: None,
+            env: Vec::new(),
+            timeout: Duration::from_secs(30),
+            stdin: false,
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut ExecRequest)) -> String {
+        let mut request = request();
+        change(&mut request);
+        let error = request.open().unwrap_err();
+        assert_eq!(error.code(), ErrorCode::InvalidArgument);
+        error.message().to_owned()
+    }
+
+    #[test]
+    fn requests_that_no_guest_could_run_are_refused() {
+        assert!(request().open().is_ok());
+        assert_eq!(refused(|r| r.command = ExecCommand::Argv(vec![])), "the command is empty");
+        assert_eq!(refused(|r| r.command = ExecCommand::Argv(vec![String::new()])), "the command is empty");
+        assert_eq!(refused(|r| r.command = ExecCommand::Shell(" \n".into())), "the command is empty");
+        assert_eq!(
+            refused(|r| r.command = ExecCommand::Argv(vec!["echo".into(), "a\0b".into()])),
+            "argument 1 of the command contains a NUL byte"
+        );
+        assert_eq!(refused(|r| r.command = ExecCommand::Shell("a\0b".into())), "the command contains a NUL byte");
+        assert!(refused(|r| r.cwd = Some(String::new())).starts_with("the working directory"));
+        assert_eq!(refused(|r| r.env = vec![("A=B".into(), "c".into())]), "`A=B` is not a usable environment variable");
+        assert_eq!(refused(|r| r.timeout = Duration::ZERO), "the timeout must be positive");
+    }
+
+    #[test]
+    fn a_tiny_timeout_is_not_no_timeout() {
+        let mut request = request();
+        request.timeout = Duration::from_nanos(1);
+        let Op::Exec(exec) = request.open().unwrap().op else { panic!("not an exec") };
+        assert_eq!(exec.timeout_ms, 1);
+    }
+
+    #[test]
+    fn shell_codes_follow_the_shell() {
+        let exit = |exit_code, signal: Option<&str>| {
+            exit(protocol::Exited { exit_code, signal: signal.map(str::to_owned), ..Default::default() }).shell_code()
+        };
+        assert_eq!(exit(Some(3), None), 3);
+        assert_eq!(exit(None, Some("SIGKILL")), 137);
+        assert_eq!(exit(None, Some("SIGTERM")), 143);
+        assert_eq!(exit(None, Some("SIGSYS")), 159);
+    }
+
+    #[tokio::test]
+    async fn a_guest_cannot_widen_the_input_window() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let connection = Connection {
+            stream: ours,
+            writing: AsyncMutex::new(()),
+            window: Semaphore::new(10),
+            outstanding: Mutex::new(0),
+        };
+        connection.credit(u32::MAX);
+        assert_eq!(connection.window.available_permits(), 10);
+        connection.window.acquire_many(4).await.unwrap().forget();
+        *lock(&connection.outstanding) += 4;
+        connection.credit(3);
+        assert_eq!(connection.window.available_permits(), 9);
+        connection.credit(u32::MAX);
+        assert_eq!(connection.window.available_permits(), 10);
+    }
 }

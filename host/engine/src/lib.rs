@@ -6,6 +6,8 @@
 //!
 //! Deliberately absent: tools, profiles and every surface. This crate prints nothing and reads no configuration file.
 
+mod choice;
+mod control;
 mod engine;
 pub mod environments;
 mod error;
@@ -13,15 +15,20 @@ mod exec;
 mod machine;
 mod paths;
 mod progress;
+mod qcow2;
+mod run_dir;
+mod spawn;
 mod spec;
+pub mod vmm_process;
 
-pub use engine::{AgentSource, Engine, EngineOptions};
+pub use choice::{EnginePick, pick_engine};
+pub use engine::{AgentSource, BootFiles, Engine, EngineOptions};
 pub use error::{EngineError, ErrorCode};
 pub use exec::{ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, ExecSession};
 pub use machine::Machine;
 pub use paths::Paths;
 pub use progress::{NoProgress, Progress};
 pub use spec::{
-    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineSpec, MachineState, TTL_SECONDS,
-    VCPU_COUNT,
+    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineSpec, MachineState,
+    Statistics, TTL_SECONDS, VCPU_COUNT,
 };

@@ -1,14 +1,28 @@
 //! A handle to one running machine.
 
-use std::sync::Arc;
+use std::{
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::net::UnixStream;
+use rustix::net::{RecvFlags, Shutdown};
+use tokio::{net::UnixStream, sync::watch};
 
 use crate::{
+    control::{Event, LineBuffer, MAX_REPLY, OkBody, Request},
     error::{EngineError, ErrorCode},
-    exec::{ExecRequest, ExecSession},
+    exec::{ExecRequest, ExecSession, read_reply},
     spec::{BootTimings, MachineInfo},
 };
+
+/// How long the reason of a lost connection is waited for. The VM process tells it as soon as the engine's process is
+/// reaped; a VM process that is itself gone is seen at once.
+const REASON_WAIT: Duration = Duration::from_secs(2);
+/// How long a VM process may take to end, after it was asked to.
+const END_WAIT: Duration = Duration::from_secs(10);
 
 /// A running machine; cheap to clone. Dropping the last handle of an owned machine ends it.
 #[derive(Debug, Clone)]
@@ -20,9 +34,33 @@ pub struct Machine {
 struct Inner {
     info: MachineInfo,
     timings: BootTimings,
+    dir: PathBuf,
+    events: Arc<UnixStream>,
+    ended: watch::Receiver<Option<EngineError>>,
 }
 
 impl Machine {
+    /// Makes a handle over a socket that gets events. The VM process sees that socket close with the last handle.
+    pub(crate) fn new(
+        info: MachineInfo,
+        timings: BootTimings,
+        dir: PathBuf,
+        events: Arc<UnixStream>,
+        buffer: LineBuffer,
+    ) -> Self {
+        let (tell, ended) = watch::channel(None);
+        let id = info.id.clone();
+        let stream = Arc::clone(&events);
+        // Ends when the socket does, and that happens at the latest when the last handle is dropped.
+        tokio::spawn(async move {
+            let error = last_words(&stream, buffer).await.unwrap_or_else(|| {
+                EngineError::new(ErrorCode::MachineDied, format!("the VM process of machine {id} is gone"))
+            });
+            let _ = tell.send(Some(error));
+        });
+        Self { inner: Arc::new(Inner { info, timings, dir, events, ended }) }
+    }
+
     /// Returns its id: twelve hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.inner.info.id
@@ -43,23 +81,247 @@ impl Machine {
     /// # Errors
     /// `invalid_argument` for a request that no guest could run, `machine_died` or `expired` when the machine is gone,
     /// `not_started` when it could not be reached.
-    pub async fn exec(&self, _request: ExecRequest) -> Result<ExecSession, EngineError> {
-        Err(EngineError::new(ErrorCode::Internal, "this build cannot run commands yet"))
+    pub async fn exec(&self, request: ExecRequest) -> Result<ExecSession, EngineError> {
+        ExecSession::start(self.clone(), &request).await
     }
 
     /// Connects to a vsock port of the guest and returns the raw byte stream.
     ///
     /// # Errors
     /// `not_started` when nothing listens there, `machine_died` or `expired` when the machine is gone.
-    pub async fn connect(&self, _port: u32) -> Result<UnixStream, EngineError> {
-        Err(EngineError::new(ErrorCode::Internal, "this build cannot connect yet"))
+    pub async fn connect(&self, port: u32) -> Result<UnixStream, EngineError> {
+        let stream = self.control().await?;
+        match ask(&stream, &Request::Connect { port }).await {
+            Ok(reply) => reply.map(|_| stream),
+            Err(e) => {
+                let error = EngineError::new(ErrorCode::NotStarted, format!("the guest could not be reached: {e}"));
+                Err(self.lost(error.retry_may_help()).await)
+            }
+        }
     }
 
-    /// Ends the machine now and returns when nothing of it is left.
+    /// Stops the machine's vCPUs.
     ///
     /// # Errors
-    /// When the VM process could not be reached although it lives.
+    /// `machine_died` or `expired` when the machine is gone, `engine_unavailable` when its engine cannot.
+    pub async fn pause(&self) -> Result<(), EngineError> {
+        self.request(&Request::Pause).await.map(drop)
+    }
+
+    /// Lets the machine's vCPUs run again.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub async fn resume(&self) -> Result<(), EngineError> {
+        self.request(&Request::Resume).await.map(drop)
+    }
+
+    /// Returns what is known about the machine now.
+    ///
+    /// # Errors
+    /// `machine_died` or `expired` when the machine is gone.
+    pub async fn status(&self) -> Result<MachineInfo, EngineError> {
+        let body = self.request(&Request::Status).await?;
+        body.machine.ok_or_else(|| EngineError::new(ErrorCode::Internal, "the VM process did not describe its machine"))
+    }
+
+    /// Ends the machine now and returns when nothing of it is left. A machine that has ended already is no error.
+    ///
+    /// # Errors
+    /// `timeout` when the VM process does not end.
     pub async fn end(&self) -> Result<(), EngineError> {
-        Err(EngineError::new(ErrorCode::Internal, "this build cannot end machines yet"))
+        let mut ended = self.inner.ended.clone();
+        let kill = async {
+            if ended.borrow().is_some() {
+                return;
+            }
+            if let Ok(stream) = connect(&self.inner.dir).await
+                && let Ok(Ok(_)) = ask(&stream, &Request::Kill).await
+            {
+                return;
+            }
+            // The machine ended by itself, or is about to.
+            let _ = ended.wait_for(Option::is_some).await;
+        };
+        tokio::time::timeout(END_WAIT, kill).await.map_err(|_| {
+            EngineError::new(
+                ErrorCode::Timeout,
+                format!("machine {} did not end within {} s", self.id(), END_WAIT.as_secs()),
+            )
+        })
+    }
+
+    /// Returns when the machine has ended, with the reason as those who used it see it.
+    pub async fn ended(&self) -> EngineError {
+        let mut ended = self.inner.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_else(|| self.gone()),
+            Err(_) => self.gone(),
+        }
+    }
+
+    /// Connects to the VM process.
+    pub(crate) async fn control(&self) -> Result<UnixStream, EngineError> {
+        match connect(&self.inner.dir).await {
+            Ok(stream) => Ok(stream),
+            Err(e) => {
+                let error = EngineError::io(format_args!("reach the VM process of machine {}", self.id()), &e);
+                Err(self.lost(error).await)
+            }
+        }
+    }
+
+    /// Returns why the machine is gone, or `otherwise` when it is not.
+    pub(crate) async fn lost(&self, otherwise: EngineError) -> EngineError {
+        tokio::time::timeout(REASON_WAIT, self.ended()).await.unwrap_or(otherwise)
+    }
+
+    async fn request(&self, request: &Request) -> Result<OkBody, EngineError> {
+        let stream = self.control().await?;
+        match ask(&stream, request).await {
+            Ok(reply) => reply,
+            Err(e) => {
+                let error = EngineError::io(format_args!("ask the VM process of machine {}", self.id()), &e);
+                Err(self.lost(error).await)
+            }
+        }
+    }
+
+    fn gone(&self) -> EngineError {
+        EngineError::new(ErrorCode::MachineDied, format!("machine {} is gone", self.id()))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The task that reads events holds the socket too, so it is shut down rather than dropped.
+        let _ = rustix::net::shutdown(&self.events, Shutdown::Both);
+    }
+}
+
+/// Connects to the control socket in a run directory.
+pub(crate) async fn connect(dir: &std::path::Path) -> io::Result<UnixStream> {
+    let path = dir.join("control.sock");
+    // The name of a socket may have 107 bytes; a longer one is reached through its directory.
+    if path.as_os_str().len() < 100 {
+        return UnixStream::connect(path).await;
+    }
+    let dir = std::fs::File::open(dir)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&dir);
+    UnixStream::connect(format!("/proc/self/fd/{fd}/control.sock")).await
+}
+
+/// Sends one request and reads one reply, taking not a byte more from the socket.
+pub(crate) async fn ask(stream: &UnixStream, request: &Request) -> io::Result<Result<OkBody, EngineError>> {
+    let line = crate::control::line(request);
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let mut buffer = LineBuffer::new(MAX_REPLY);
+    loop {
+        let bytes = read_through_newline(stream).await?;
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer.push(&bytes);
+        match buffer.take() {
+            Ok(Some(line)) => return Ok(read_reply(&line)),
+            Ok(None) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+/// Reads up to the first newline and leaves what follows in the socket, because it belongs to the guest's stream.
+async fn read_through_newline(stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4096];
+    loop {
+        stream.readable().await?;
+        let peeked = stream.try_io(tokio::io::Interest::READABLE, || {
+            let count = rustix::net::recv(stream.as_fd(), bytes.as_mut_slice(), RecvFlags::PEEK)?.1;
+            let seen = bytes.get(..count).unwrap_or_default();
+            let take = seen.iter().position(|&b| b == b'\n').map_or(count, |at| at + 1);
+            let wanted = bytes.get_mut(..take).unwrap_or_default();
+            if wanted.is_empty() {
+                return Ok(0);
+            }
+            Ok(rustix::net::recv(stream.as_fd(), wanted, RecvFlags::empty())?.1)
+        });
+        match peeked {
+            Ok(count) => {
+                bytes.truncate(count);
+                return Ok(bytes);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Reads the next event; `None` is the end of the socket, or bytes that are not events.
+pub(crate) async fn next_event(stream: &UnixStream, buffer: &mut LineBuffer) -> Option<Event> {
+    let mut bytes = Vec::with_capacity(4096);
+    loop {
+        match buffer.take() {
+            Ok(Some(line)) => match serde_json::from_slice(&line) {
+                Ok(event) => return Some(event),
+                // A later version may know more events.
+                Err(_) => continue,
+            },
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+        bytes.clear();
+        stream.readable().await.ok()?;
+        match stream.try_read_buf(&mut bytes) {
+            Ok(0) => return None,
+            Ok(_) => buffer.push(&bytes),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+async fn last_words(stream: &UnixStream, mut buffer: LineBuffer) -> Option<EngineError> {
+    loop {
+        if let Event::Ended { error } = next_event(stream, &mut buffer).await? {
+            return Some(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_follows_a_reply_stays_in_the_socket() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        server.write_all(b"{\"ok\":{}}\nSSH-2.0-guest").await.unwrap();
+        ask(&client, &Request::Connect { port: 22 }).await.unwrap().unwrap();
+        let mut client = client;
+        let mut bytes = [0; 13];
+        client.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"SSH-2.0-guest");
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_never_ends_is_refused() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        let writer = tokio::spawn(async move {
+            let _ = server.write_all(&vec![b'x'; MAX_REPLY * 2]).await;
+            server
+        });
+        assert!(ask(&client, &Request::Status).await.unwrap().is_err());
+        drop(client);
+        writer.await.unwrap();
     }
 }

@@ -151,6 +151,17 @@ pub struct MachineInfo {
     pub execution_mode: ExecutionMode,
 }
 
+/// What a machine costs the host.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Memory that the engine's process holds, guest memory included, in bytes.
+    pub resident_bytes: u64,
+    /// CPU time that the engine's process used, in milliseconds.
+    pub cpu_ms: u64,
+    /// Open connections between host and guest.
+    pub connections: u64,
+}
+
 /// Where the time of a boot went, in milliseconds. Phases follow one another; `total_ms` is their sum and also covers
 /// what lies between them.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -161,9 +172,9 @@ pub struct BootTimings {
     pub spawn_ms: f64,
     /// Making the machine's disk.
     pub disk_ms: f64,
-    /// From starting the engine to the kernel's first instruction that is timed (QEMU's own start).
+    /// From starting the engine to the start of the kernel's clock.
     pub engine_ms: f64,
-    /// From the kernel's start to the agent's start in the initramfs.
+    /// From the start of the kernel's clock to the agent's start in the initramfs.
     pub kernel_ms: f64,
     /// From the agent's start to its readiness.
     pub agent_ms: f64,

@@ -1,0 +1,129 @@
+//! Boots a machine from files and measures it, without the `pyro` program.
+//!
+//! ```text
+//! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--boots N] [--execs N] [-- COMMAND...]
+//! ```
+//!
+//! Started as `vmm --run-dir DIR` it is a VM process, which is also how the tests of this crate get one.
+#![allow(clippy::print_stdout, reason = "a development program prints its measurements")]
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use pyro_engine::{
+    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ExecCommand, ExecEvent, ExecRequest, Machine,
+    MachineSpec, Paths,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, option, dir] = arguments.as_slice()
+        && command == "vmm"
+        && option == "--run-dir"
+    {
+        return pyro_engine::vmm_process::main(dir.as_ref());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime.map(|runtime| runtime.block_on(measure(&arguments))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            println!("{}: {error}", error.code());
+            println!("{}", error.console_tail().unwrap_or_default());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(arguments: &[String]) -> Result<(), EngineError> {
+    let (mut boots, mut execs, mut files, mut argv) = (1, 0, Vec::new(), vec!["true".to_owned()]);
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut number = || rest.next().and_then(|n| n.parse().ok()).unwrap_or(1);
+        match argument.as_str() {
+            "--boots" => boots = number(),
+            "--execs" => execs = number(),
+            "--" => argv = rest.by_ref().cloned().collect(),
+            file => files.push(PathBuf::from(file)),
+        }
+    }
+    let [kernel, initramfs, rootfs] = files.as_slice() else {
+        println!("usage: machine KERNEL INITRAMFS ROOTFS [--boots N] [--execs N] [-- COMMAND...]");
+        return Ok(());
+    };
+    let files = BootFiles {
+        kernel: kernel.clone(),
+        initramfs: initramfs.clone(),
+        rootfs: rootfs.clone(),
+        version: "example".to_owned(),
+    };
+    let home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
+    let paths = Paths {
+        state: home.join("state"),
+        cache: home.join("cache"),
+        run: home.join("run"),
+        config: home.join("config"),
+    };
+    std::fs::create_dir_all(&paths.run).map_err(|e| EngineError::io("create the run directory", &e))?;
+    let mut options = EngineOptions::with_agent(AgentSource(&[]))?;
+    options.verbose_console = std::env::var_os("PYRO_VERBOSE").is_some();
+    let engine = Engine::open(paths, options)?;
+    for _ in 0..boots {
+        let begun = Instant::now();
+        let machine = engine.boot(files.clone(), MachineSpec::default()).await?;
+        let booted = begun.elapsed();
+        let (output, took) = run(&machine, &argv).await?;
+        let all = begun.elapsed();
+        let ending = Instant::now();
+        let mut times: Vec<Duration> = Vec::new();
+        for _ in 0..execs {
+            times.push(run(&machine, &argv).await?.1);
+        }
+        times.sort();
+        if let (Some(p50), Some(p99)) = (times.get(times.len() / 2), times.get(times.len() * 99 / 100)) {
+            println!("exec round trip: n {} p50 {p50:?} p99 {p99:?}", times.len());
+        }
+        machine.end().await?;
+        let t = machine.timings();
+        println!(
+            "boot {booted:.1?} (spawn {:.1} disk {:.1} engine {:.1} kernel {:.1} agent {:.1} handover {:.1} ms), \
+             first exec {took:.1?}, start to result {all:.1?}, end {:.1?}: {}",
+            t.spawn_ms,
+            t.disk_ms,
+            t.engine_ms,
+            t.kernel_ms,
+            t.agent_ms,
+            t.handover_ms,
+            ending.elapsed(),
+            output.trim()
+        );
+    }
+    std::fs::remove_dir_all(&home).map_err(|e| EngineError::io("remove the example's directory", &e))
+}
+
+async fn run(machine: &Machine, argv: &[String]) -> Result<(String, Duration), EngineError> {
+    let begun = Instant::now();
+    let mut session = machine
+        .exec(ExecRequest {
+            command: ExecCommand::Argv(argv.to_vec()),
+            cwd: None,
+            env: Vec::new(),
+            timeout: Duration::from_secs(60),
+            stdin: false,
+        })
+        .await?;
+    let mut output = String::new();
+    loop {
+        match session.next().await? {
+            ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => output.push_str(&String::from_utf8_lossy(&bytes)),
+            ExecEvent::Exited(_) => return Ok((output, begun.elapsed())),
+            ExecEvent::Started { .. } => {}
+        }
+    }
+}

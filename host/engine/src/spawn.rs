@@ -1,0 +1,141 @@
+//! Starting a VM process and waiting for its word.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::unix::{fs::OpenOptionsExt, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::net::UnixStream;
+
+use crate::{
+    control::{Event, LineBuffer, MAX_REPLY},
+    engine::{BootFiles, EngineOptions},
+    error::{EngineError, ErrorCode},
+    machine::{Machine, next_event},
+    run_dir::{self, RunDir},
+    spec::{ExecutionMode, MachineSpec},
+    vmm_process::{self, MachineConfig},
+};
+
+/// How long the VM process may take beyond the boot limit to say that it was passed.
+const WORD_GRACE: Duration = Duration::from_secs(10);
+/// Bytes of the VM process's log that go with an error.
+const LOG_TAIL: usize = 2048;
+
+/// Starts a machine and returns when its agent answered. Dropping the future ends the machine.
+pub(crate) async fn boot(
+    run: &Path,
+    options: &EngineOptions,
+    files: BootFiles,
+    spec: MachineSpec,
+    execution_mode: ExecutionMode,
+) -> Result<Machine, EngineError> {
+    let begun = Instant::now();
+    let (run, options) = (run.to_owned(), options.clone());
+    let limit = options.boot_limit + WORD_GRACE;
+    let sweep_run = run.clone();
+    // Directories, locks and starting a program all wait for the disk.
+    let spawned = tokio::task::spawn_blocking(move || spawn(&run, &options, files, spec, execution_mode));
+    let (dir, channel) = spawned.await.map_err(|e| EngineError::new(ErrorCode::Internal, format!("boot: {e}")))??;
+    let channel = UnixStream::from_std(channel).map_err(|e| EngineError::io("watch the VM process", &e))?;
+    let mut buffer = LineBuffer::new(MAX_REPLY);
+    let event = tokio::time::timeout(limit, next_event(&channel, &mut buffer)).await.map_err(|_| {
+        EngineError::new(ErrorCode::BootTimeout, format!("the VM process said nothing for {} s", limit.as_secs()))
+    })?;
+    match event {
+        Some(Event::Ready { mut timings, machine }) => {
+            timings.total_ms = begun.elapsed().as_secs_f64() * 1e3;
+            Ok(Machine::new(machine, timings, dir, Arc::new(channel), buffer))
+        }
+        Some(Event::Ended { error }) => Err(error),
+        None => {
+            let log = log_tail(&dir);
+            // It is gone, so its directory is a leftover.
+            let _ = tokio::task::spawn_blocking(move || run_dir::sweep(&sweep_run)).await;
+            let what = if log.is_empty() { "it logged nothing".to_owned() } else { log };
+            Err(EngineError::new(ErrorCode::BootFailed, format!("the VM process ended without a word: {what}")))
+        }
+    }
+}
+
+fn spawn(
+    run: &Path,
+    options: &EngineOptions,
+    files: BootFiles,
+    spec: MachineSpec,
+    execution_mode: ExecutionMode,
+) -> Result<(PathBuf, StdUnixStream), EngineError> {
+    let dir = RunDir::create(run, options.max_machines)?;
+    let path = dir.path.clone();
+    spawn_in(dir, options, files, spec, execution_mode).map(|channel| (path.clone(), channel)).inspect_err(|_| {
+        let _ = fs::remove_dir_all(&path);
+    })
+}
+
+fn spawn_in(
+    dir: RunDir,
+    options: &EngineOptions,
+    files: BootFiles,
+    spec: MachineSpec,
+    execution_mode: ExecutionMode,
+) -> Result<StdUnixStream, EngineError> {
+    let failed = |e: &io::Error| EngineError::io("start the VM process", e);
+    let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let config = MachineConfig {
+        id: dir.id,
+        spec,
+        environment_version: files.version,
+        execution_mode,
+        kernel: files.kernel,
+        initramfs: files.initramfs,
+        rootfs: files.rootfs,
+        boot_limit: options.boot_limit,
+        created_at,
+        spawned_at_ns: vmm_process::monotonic_ns(),
+        verbose_console: options.verbose_console,
+    };
+    config.write(&dir.path)?;
+    let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed(&e))?;
+    ours.set_nonblocking(true).map_err(|e| failed(&e))?;
+    let log = OpenOptions::new()
+        .create_new(true)
+        .append(true)
+        .mode(0o600)
+        .open(dir.path.join("vmm.log"))
+        .map_err(|e| failed(&e))?;
+    let mut command = tokio::process::Command::new(&options.vmm_program);
+    command
+        .args(&options.vmm_args)
+        .arg("--run-dir")
+        .arg(&dir.path)
+        .current_dir(&dir.path)
+        .env_clear()
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .stdout(Stdio::from(dir.lock))
+        .stderr(Stdio::from(log))
+        .kill_on_drop(false);
+    for name in ["PATH", "PYRO_LOG", "RUST_BACKTRACE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    // The handle is dropped: the runtime reaps the process whenever it ends.
+    command.spawn().map_err(|e| {
+        EngineError::new(
+            ErrorCode::EngineUnavailable,
+            format!("the VM process `{}` cannot be started: {e}", options.vmm_program.display()),
+        )
+    })?;
+    Ok(ours)
+}
+
+fn log_tail(dir: &Path) -> String {
+    let bytes = fs::read(dir.join("vmm.log")).unwrap_or_default();
+    let from = bytes.len().saturating_sub(LOG_TAIL);
+    String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).trim().to_owned()
+}
