@@ -223,7 +223,7 @@ fn generation_id_devices(sink: &mut Vec<u8>) {
     Device::new(
         "VGEN".into(),
         vec![
-            &Name::new("_HID".into(), &"PYROVGEN"),
+            &Name::new("_HID".into(), &"PYRO0001"),
             &Name::new("_CID".into(), &"VM_Gen_Counter"),
             &Name::new("_DDN".into(), &"VM_Gen_Counter"),
             &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
@@ -316,7 +316,8 @@ mod tests {
             assert!(source.contains(expected), "no {expected} in:\n{source}");
         }
         let compiled = run(&["-p", "again", "dsdt.dsl"]).unwrap();
-        let text = String::from_utf8_lossy(&compiled.stdout).into_owned();
+        let text = String::from_utf8_lossy(&compiled.stdout).into_owned()
+            + &String::from_utf8_lossy(&compiled.stderr);
         assert!(text.contains(" 0 Errors"), "{text}");
         assert!(text.contains(" 0 Warnings"), "{text}");
     }

@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod sandbox;
+pub mod selftest;
 pub mod state;
 pub mod stats;
 mod vcpu;

@@ -56,7 +56,7 @@ struct ControlState {
 
 /// A way to get one vCPU thread out of the guest.
 #[derive(Debug)]
-struct Kicker {
+pub(crate) struct Kicker {
     thread: libc::pthread_t,
     page: Arc<RunPage>,
     alive: bool,
@@ -196,10 +196,22 @@ impl VcpuControl {
 }
 
 impl Kicker {
-    fn kick(&self) {
+    /// Makes a kicker for a vCPU that the calling thread runs. The thread must outlive it.
+    pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Kicker> {
+        // SAFETY: no preconditions; a thread may always ask for its own id.
+        let thread = unsafe { libc::pthread_self() };
+        Ok(Kicker {
+            thread,
+            page: Arc::new(RunPage::map(vcpu)?),
+            alive: true,
+        })
+    }
+
+    /// Gets the thread out of the guest, or keeps it from entering.
+    pub(crate) fn kick(&self) {
         self.page.set_immediate_exit(true);
-        // SAFETY: `alive` is cleared under the control's lock before the thread ends, and the
-        // caller holds that lock, so the id names a live thread.
+        // SAFETY: the thread is alive: either `alive` is cleared under the control's lock before
+        // it ends, and the caller holds that lock, or the maker of `Kicker::new` waits for us.
         unsafe { libc::pthread_kill(self.thread, kick_signal()) };
     }
 }
