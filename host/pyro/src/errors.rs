@@ -36,7 +36,10 @@ pub const CODES: &[Code] = codes! {
         "engine_unavailable" "boot_failed" "boot_timeout" "guest_panic" "machine_died" "expired" "timeout"
         "outcome_unknown" "not_started" "denied" "cancelled" "io" "internal";
     Tool:
-        "unknown_tool" "cpu_limit" "memory_limit" "output_limit" "plugin_trap" "plugin_invalid";
+        "unknown_tool" "cpu_limit" "memory_limit" "output_limit" "handle_limit" "plugin_trap" "plugin_invalid"
+        "plugin_error";
     Profile:
-        "invalid_profile" "unknown_key" "missing_grant";
+        "digest_mismatch" "invalid_toml" "invalid_tool" "invalid_value" "missing_grant" "missing_key"
+        "not_a_component" "profile_too_large" "tool_collision" "unknown_argument" "unknown_component" "unknown_grant"
+        "unknown_import" "unknown_key" "unknown_schema" "wrong_type" "wrong_version" "wrong_world";
 };
