@@ -11,8 +11,10 @@
 
 mod compare;
 mod index;
+mod path;
 mod range_reader;
 
 pub use compare::{DiffEntry, DiffLimits, DiffStatus, DiffSummary, Omitted, TreeDiff, compare};
 pub use index::{Entry, EntryKind, Tree, TreeError, TreeLimits};
+pub use path::{WORKSPACE, WorkspacePathError, below_workspace, workspace_path};
 pub use range_reader::RangeReader;
