@@ -136,8 +136,12 @@ impl Connection {
             || (matches!(self.phase, Phase::Established)
                 && ((self.may_read() && self.send.available() > 0)
                     || self.shutdown_to_tell().is_some()
-                    || self.owes_credit
-                    || self.receive.update_due()))
+                    || self.credit_due()))
+    }
+
+    /// Returns whether the guest asked for, or should get, a credit update.
+    pub(super) fn credit_due(&self) -> bool {
+        self.owes_credit || self.receive.update_due(self.send.peer_alloc())
     }
 
     /// Returns the shutdown flags the guest should know and does not.

@@ -21,6 +21,11 @@ impl SendCredit {
         self.peer_alloc.saturating_sub(self.in_flight())
     }
 
+    /// Returns the size of the guest's buffer.
+    pub fn peer_alloc(&self) -> u32 {
+        self.peer_alloc
+    }
+
     /// Counts `len` bytes as sent. The caller has kept to [`Self::available`].
     pub fn sent(&mut self, len: u32) {
         self.sent = self.sent.wrapping_add(len);
@@ -87,13 +92,15 @@ impl ReceiveCredit {
         (self.alloc, self.forwarded)
     }
 
-    /// Returns whether the guest should be told by a packet of its own.
+    /// Returns whether the guest, whose own buffer is `peer_alloc`, should be told by a packet of its own.
     ///
-    /// True once the guest believes that half of the buffer is gone although some of it is free
+    /// True once the guest believes that half of the window is gone although some of it is free
     /// again: early enough that a sender never stops, late enough that a packet is worth its cost.
-    pub fn update_due(&self) -> bool {
+    /// The window is the smaller of the two buffers, because Linux never sends more than it would
+    /// itself receive, whatever it is offered.
+    pub fn update_due(&self, peer_alloc: u32) -> bool {
         let believed_held = self.received.wrapping_sub(self.told);
-        self.forwarded != self.told && believed_held >= self.alloc / 2
+        self.forwarded != self.told && believed_held >= self.alloc.min(peer_alloc) / 2
     }
 }
 
@@ -135,10 +142,12 @@ mod tests {
     }
 
     proptest! {
-        /// Two honest ends, counters anywhere on the 32-bit circle: never more in flight than the buffer holds.
+        /// Two honest ends, counters anywhere on the 32-bit circle: never more in flight than the
+        /// buffer holds, and no stall. The sender also keeps to the size of its own buffer.
         #[test]
-        fn honest_ends_agree(start in any::<u32>(), alloc in 1u32..1 << 20, steps in prop::collection::vec((any::<bool>(), 1u32..1 << 16), 1..200)) {
-            let mut sender = SendCredit { sent: start, peer_alloc: alloc, peer_forwarded: start };
+        fn honest_ends_agree(start in any::<u32>(), alloc in 1u32..1 << 20, peer_alloc in 1u32..1 << 20, steps in prop::collection::vec((any::<bool>(), 1u32..1 << 16), 1..200)) {
+            let window = alloc.min(peer_alloc);
+            let mut sender = SendCredit { sent: start, peer_alloc: window, peer_forwarded: start };
             let mut receiver = ReceiveCredit { alloc, received: start, forwarded: start, told: start };
             let mut held = 0u64;
             for (send, amount) in steps {
@@ -151,19 +160,19 @@ mod tests {
                     let len = u64::from(amount).min(held) as u32;
                     receiver.forward(len);
                     held -= u64::from(len);
-                    if receiver.update_due() {
-                        let (alloc, forwarded) = receiver.tell();
-                        prop_assert!(sender.update(alloc, forwarded).is_ok());
-                        prop_assert!(!receiver.update_due());
+                    if receiver.update_due(peer_alloc) {
+                        let (_, forwarded) = receiver.tell();
+                        prop_assert!(sender.update(window, forwarded).is_ok());
+                        prop_assert!(!receiver.update_due(peer_alloc));
                     }
                 }
                 prop_assert!(held <= u64::from(alloc));
             }
             // A receiver that is empty leaves its sender room: a stream cannot stall for ever.
             receiver.forward(held as u32);
-            if receiver.update_due() {
-                let (alloc, forwarded) = receiver.tell();
-                sender.update(alloc, forwarded).unwrap();
+            if receiver.update_due(peer_alloc) {
+                let (_, forwarded) = receiver.tell();
+                sender.update(window, forwarded).unwrap();
             }
             prop_assert!(sender.available() > 0);
         }

@@ -419,7 +419,7 @@ impl VsockDevice {
         let Some(connection) = self.muxer.connection(slot) else {
             return Ok(true);
         };
-        if connection.owes_credit || connection.receive.update_due() {
+        if connection.credit_due() {
             return self.send_control(slot, ring, Op::CreditUpdate, 0);
         }
         Ok(true)
