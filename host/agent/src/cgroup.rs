@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unl
 use rustix::io::Errno;
 
 /// How many cgroups are kept ready.
-const READY: usize = 4;
+const READY: usize = 8;
 /// Above this many cgroups that could not be removed yet, some are given up for good at each attempt to keep the list
 /// bounded; their directories stay until the machine ends.
 const RETIRED_MAX: usize = 512;
@@ -49,8 +49,8 @@ pub struct Usage {
 }
 
 impl CgroupRoot {
-    /// Makes `path` a parent of command cgroups: creates it when missing and gives its children the memory and the
-    /// process-count controller when the hierarchy has them.
+    /// Makes `path` a parent of command cgroups: creates it when missing and gives its children the memory controller
+    /// when the hierarchy has it. Others would only make every cgroup dearer.
     ///
     /// # Errors
     /// When `path` cannot be made, or the kernel has no `cgroup.kill` (Linux before 5.14).
@@ -65,7 +65,7 @@ impl CgroupRoot {
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        enable_controllers(dir.as_fd(), &["memory", "pids"])?;
+        enable_controllers(dir.as_fd(), &["memory"])?;
         let mut root = Self {
             dir,
             next: 0,

@@ -1,10 +1,10 @@
 //! From an [`ExecRequest`] to what the kernel takes: argument list, variables, working directory, candidate paths.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pyro_agent_protocol::{ErrorReply, ExecRequest, Program, codes};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat};
 use rustix::io::Errno;
 
 /// The variables every command starts with.
@@ -72,12 +72,12 @@ pub fn prepare(request: &ExecRequest, default_cwd: &str) -> Result<Prepared, Err
         .iter()
         .find(|(name, _)| *name == "PATH")
         .map_or("", |(_, value)| *value);
-    let candidates = candidates(&program, path)?;
     let envp = variables
         .iter()
         .map(|(name, value)| c_string(&format!("{name}={value}"), &format!("variable {name:?}")))
         .collect::<Result<Vec<_>, _>>()?;
     let cwd = open_cwd(cwd, request.cwd.is_none())?;
+    let candidates = candidates(&program, path, cwd.as_fd())?;
     Ok(Prepared {
         candidates,
         argv,
@@ -138,21 +138,30 @@ fn set<'a>(variables: &mut Vec<(&'a str, &'a str)>, name: &'a str, value: &'a st
     }
 }
 
-/// The paths that `execvp` would try.
-fn candidates(program: &str, path: &str) -> Result<Vec<CString>, ErrorReply> {
+/// The paths that `execvp` would try, without those that hold no file: a look costs a small part of a failing `execve`.
+fn candidates(program: &str, path: &str, cwd: BorrowedFd<'_>) -> Result<Vec<CString>, ErrorReply> {
     if program.contains('/') {
         return Ok(vec![c_string(program, "argument 0")?]);
     }
-    path.split(':')
-        .map(|dir| {
-            if dir.is_empty() {
-                program.to_owned()
-            } else {
-                format!("{dir}/{program}")
-            }
-        })
-        .map(|candidate| c_string(&candidate, "PATH"))
-        .collect()
+    let mut found = Vec::new();
+    for dir in path.split(':') {
+        let candidate = match dir {
+            "" => program.to_owned(),
+            dir => format!("{dir}/{program}"),
+        };
+        let candidate = c_string(&candidate, "PATH")?;
+        let is_file = |stat: Stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        // Any failure but "there is none" is left for `execve` to report.
+        match statat(cwd, candidate.as_c_str(), AtFlags::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Ok(stat) if !is_file(stat) => {}
+            Ok(_) | Err(_) => found.push(candidate),
+        }
+    }
+    if found.is_empty() {
+        return Err(exec_error(program, Errno::NOENT));
+    }
+    Ok(found)
 }
 
 fn open_cwd(path: &str, is_default: bool) -> Result<OwnedFd, ErrorReply> {
