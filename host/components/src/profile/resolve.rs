@@ -102,8 +102,16 @@ impl ResolvedProfile {
         self.components.iter().map(|component| component.scan.tools.clone().unwrap_or_default()).collect()
     }
 
-    /// Returns everything the profile amounts to, with the tools of a [`crate::Toolbox`] made from it.
-    pub fn describe(&self, tools: &[ToolDef]) -> ProfileDescription {
+    /// Returns everything the profile amounts to. Runs nothing, so the tools of a component that does not carry its
+    /// list are missing; [`crate::Toolbox::describe`] knows them too.
+    pub fn describe(&self) -> ProfileDescription {
+        // Findings were reported when the profile was opened.
+        let bound = bind_tools(self, &self.stated_tools(), &mut Vec::new());
+        let tools: Vec<ToolDef> = bound.into_iter().map(|tool| tool.def).collect();
+        self.describe_with(&tools)
+    }
+
+    pub(crate) fn describe_with(&self, tools: &[ToolDef]) -> ProfileDescription {
         let components = self.components.iter().map(|component| ComponentDescription {
             name: component.name.clone(),
             source: component.source.clone(),

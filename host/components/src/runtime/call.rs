@@ -1,0 +1,264 @@
+//! One call of a component: a fresh instance under both clocks and every limit, and its end as a typed outcome.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::sync::Mutex as AsyncMutex;
+use wasmtime::{Store, Trap, UpdateDeadline};
+
+use super::bindings::exports::pyro::plugin::tools as wit;
+use super::engine::runtime;
+use super::meter::{CallClock, CpuMeter, Metered};
+use super::prepare::Prepared;
+use super::state::{CallState, LimitHit};
+use crate::error::ToolError;
+use crate::profile::{GrantSet, Limits};
+use crate::tool::{CallOptions, Content, ContentBody, ToolOutcome};
+
+/// Least bytes that a component may hand to the host in one call of a host function.
+const MIN_HOSTCALL_BYTES: usize = 4 << 20;
+
+/// Longest error text of a component that is passed on.
+const MAX_ERROR_TEXT: usize = 8 << 10;
+
+/// One call of one tool.
+pub(crate) struct CallRequest<'a> {
+    pub(crate) component: &'a Arc<str>,
+    pub(crate) limits: &'a Limits,
+    pub(crate) grants: &'a Arc<GrantSet>,
+    pub(crate) config: &'a Arc<str>,
+    pub(crate) engine: &'a pyro_engine::Engine,
+    pub(crate) tool: &'a str,
+    pub(crate) arguments: &'a Map<String, Value>,
+}
+
+/// Runs a call. Dropping the future drops the store, and with it commands and ephemeral machines.
+pub(crate) async fn call(
+    prepared: &Prepared,
+    request: CallRequest<'_>,
+    options: CallOptions,
+) -> Result<ToolOutcome, ToolError> {
+    let clock = Arc::new(CallClock::start(Duration::from_secs(request.limits.call_seconds.into())));
+    let mut state = CallState::new(request.limits, clock, options.observer);
+    state.component = Arc::clone(request.component);
+    state.config = Arc::clone(request.config);
+    state.grants = Arc::clone(request.grants);
+    state.engine = Some(request.engine.clone());
+    state.stdin = Arc::new(AsyncMutex::new(options.stdin));
+    state.call_id.clone_from(&options.call_id);
+    let context = wit::CallContext {
+        call_id: options.call_id,
+        session_id: options.session_id,
+        traceparent: options.traceparent,
+        meta: Vec::new(),
+    };
+    let arguments = Value::Object(request.arguments.clone()).to_string();
+    let guest = Guest { component: request.component, what: request.tool, limits: request.limits };
+    let (mut store, answer) = guest
+        .run(state, async |store: &mut Store<CallState>| {
+            let instance = prepared.pre.instantiate_async(&mut *store).await?;
+            instance.pyro_plugin_tools().call_call(store, request.tool, &arguments, &context).await
+        })
+        .await?;
+    match answer {
+        Ok(result) => outcome(&guest, store.data_mut(), result),
+        Err(error) => Err(failure(request.component, &error)),
+    }
+}
+
+/// Some code of a component, about to run.
+pub(super) struct Guest<'a> {
+    pub(super) component: &'a str,
+    /// The tool, or `list-tools`.
+    pub(super) what: &'a str,
+    pub(super) limits: &'a Limits,
+}
+
+impl Guest<'_> {
+    /// Runs `body` on a new store under every limit, and gives both back.
+    pub(super) async fn run<T>(
+        &self,
+        state: CallState,
+        body: impl AsyncFnOnce(&mut Store<CallState>) -> wasmtime::Result<T>,
+    ) -> Result<(Store<CallState>, T), ToolError> {
+        let runtime = runtime().map_err(|message| ToolError::new("internal", message))?;
+        let _ticking = runtime.tick();
+        let (clock, stdio) = (Arc::clone(&state.clock), state.stdio.clone());
+        let mut store = Store::new(&runtime.engine, state);
+        store.limiter(|state| &mut state.memory);
+        store.set_hostcall_fuel(MIN_HOSTCALL_BYTES.max(self.limits.output_bytes as usize * 2));
+        store.set_max_component_handles(self.limits.handles as usize);
+        let meter = Arc::new(CpuMeter::default());
+        let (cpu, budget) = (Arc::clone(&meter), self.limits.cpu_ms);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            if cpu.used() > Duration::from_millis(budget.into()) {
+                return Err(wasmtime::Error::from(LimitHit::Cpu(budget)));
+            }
+            // Lets the runtime's other tasks have a turn.
+            Ok(UpdateDeadline::Yield(1))
+        });
+        let running = Metered {
+            meter,
+            inner: Box::pin(async move {
+                let result = body(&mut store).await;
+                (store, result)
+            }),
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = running => Some(ended),
+            () = pin!(clock.expired()) => None,
+        };
+        match ended {
+            None => Err(self.timeout(&stdio.text())),
+            Some((store, Ok(value))) => {
+                let logged = store.data().logged;
+                if logged.dropped > 0 {
+                    tracing::warn!(component = self.component, "dropped {} log lines of one call", logged.dropped);
+                }
+                Ok((store, value))
+            }
+            Some((_, Err(error))) => Err(self.ended(&error, &stdio.text())),
+        }
+    }
+
+    fn timeout(&self, stderr: &str) -> ToolError {
+        let seconds = self.limits.call_seconds;
+        self.error("timeout", format!("did not answer within {seconds} s (waiting for microVMs not counted)"), stderr)
+            .with_hint("the profile's `limits = { call_seconds = ... }` decides this")
+    }
+
+    fn error(&self, code: &str, what_happened: String, stderr: &str) -> ToolError {
+        let error = guest_failure(self.component, code, &format!("`{}` {what_happened}", self.what));
+        match stderr.trim() {
+            "" => error,
+            text => error.with_detail("stderr", text),
+        }
+    }
+
+    /// Why the component's code came to an end before it answered.
+    fn ended(&self, error: &wasmtime::Error, stderr: &str) -> ToolError {
+        if let Some(limit) = error.downcast_ref::<LimitHit>() {
+            let (code, key) = match limit {
+                LimitHit::Cpu(_) => ("cpu_limit", "cpu_ms"),
+                LimitHit::Memory(_) => ("memory_limit", "memory_mib"),
+                LimitHit::Table => return self.error("memory_limit", format!("was ended: {limit}"), stderr),
+                LimitHit::Blobs => {
+                    return self
+                        .error("memory_limit", format!("was ended: {limit}"), stderr)
+                        .with_hint("drop blobs that are no longer needed");
+                }
+            };
+            return self
+                .error(code, format!("was ended: {limit}"), stderr)
+                .with_hint(format!("the profile's `limits = {{ {key} = ... }}` decides this"));
+        }
+        let root = error.root_cause().to_string();
+        if root.contains("fuel allocated for hostcalls") {
+            let bytes = MIN_HOSTCALL_BYTES.max(self.limits.output_bytes as usize * 2);
+            return self
+                .error("output_limit", format!("handed more than {bytes} bytes to the host at once"), stderr)
+                .with_hint("return less, or hand it over as blobs in pieces");
+        }
+        if root.contains("handle limit exceeded")
+            || matches!(
+                error.downcast_ref::<wasmtime::component::ResourceTableError>(),
+                Some(wasmtime::component::ResourceTableError::Full)
+            )
+        {
+            let most = self.limits.handles;
+            return self
+                .error("handle_limit", format!("was ended: it held more than {most} handles"), stderr)
+                .with_hint("the profile's `limits = { handles = ... }` decides this");
+        }
+        let what = if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
+            format!("ended its own instance with status {}", exit.0)
+        } else {
+            match error.downcast_ref::<Trap>() {
+                Some(Trap::UnreachableCodeReached) if !stderr.trim().is_empty() => {
+                    format!("panicked: {}", last_panic(stderr))
+                }
+                Some(trap) => format!("trapped: {trap}"),
+                None => format!("failed: {root}"),
+            }
+        };
+        tracing::warn!(component = self.component, what = self.what, "plugin trap: {error:?}");
+        self.error("plugin_trap", what, stderr)
+            .with_hint("this is a fault of the plugin; the next call starts in a fresh instance")
+    }
+}
+
+/// The panic message in a component's standard error, on one line.
+fn last_panic(stderr: &str) -> String {
+    let from = stderr.rfind("panicked at").unwrap_or_default();
+    let text = stderr.get(from..).unwrap_or(stderr).trim_start_matches("panicked at").trim();
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).take_while(|line| !line.starts_with("note:")).filter(|l| !l.is_empty()).collect();
+    lines.join(" ").chars().take(400).collect()
+}
+
+/// A fault of a component.
+pub(super) fn guest_failure(component: &str, code: &str, message: &str) -> ToolError {
+    ToolError::new(code, format!("plugin `{component}`: {message}")).with_detail("plugin", component)
+}
+
+/// An error that a component returned. Its words are passed on, but bounded and visible, and it cannot pretend to be
+/// something else than an error code.
+pub(super) fn failure(component: &str, error: &wit::ToolError) -> ToolError {
+    let text = |text: &str| {
+        let end = text.floor_char_boundary(MAX_ERROR_TEXT);
+        super::capture::sanitized(text.get(..end).unwrap_or_default().as_bytes())
+    };
+    let is_code = !error.code.is_empty()
+        && error.code.len() <= 64
+        && error.code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    ToolError {
+        code: if is_code { error.code.clone() } else { "plugin_error".to_owned() },
+        message: text(&error.message),
+        hint: error.hint.as_deref().map(text),
+        retryable: error.retryable,
+        details: Map::new(),
+    }
+    .with_detail("plugin", component)
+}
+
+/// A component's result as an outcome, within the output limit.
+fn outcome(guest: &Guest<'_>, state: &mut CallState, result: wit::ToolResult) -> Result<ToolOutcome, ToolError> {
+    let limit = guest.limits.output_bytes as usize;
+    let mut size = result.structured.as_ref().map_or(0, String::len);
+    let mut content = Vec::with_capacity(result.content.len());
+    for block in result.content {
+        let (body, mime) = match block.body {
+            wit::Body::Text(text) => (ContentBody::Text(text), "text/plain"),
+            wit::Body::Bytes(bytes) => (ContentBody::Bytes(bytes), "application/octet-stream"),
+            wit::Body::Blob(blob) => {
+                let blob = state
+                    .table
+                    .delete(blob)
+                    .map_err(|error| guest_failure(guest.component, "plugin_invalid", &error.to_string()))?;
+                (ContentBody::Bytes(blob.0.to_vec()), "application/octet-stream")
+            }
+        };
+        size = size.saturating_add(match &body {
+            ContentBody::Text(text) => text.len(),
+            ContentBody::Bytes(bytes) => bytes.len(),
+        });
+        content.push(Content { mime: block.mime.unwrap_or_else(|| mime.to_owned()), body });
+    }
+    if size > limit {
+        return Err(guest
+            .error("output_limit", format!("returned {size} bytes, more than {limit}"), "")
+            .with_hint("ask for less; the profile's `limits = { output_bytes = ... }` decides this"));
+    }
+    let structured = match result.structured.as_deref().map(serde_json::from_str::<Map<String, Value>>) {
+        None => None,
+        Some(Ok(object)) => Some(object),
+        Some(Err(error)) => {
+            return Err(guest.error("plugin_invalid", format!("returned what is not a JSON object: {error}"), ""));
+        }
+    };
+    Ok(ToolOutcome { content, structured, is_error: result.is_error })
+}
