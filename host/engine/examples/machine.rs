@@ -62,15 +62,10 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         initramfs: initramfs.clone(),
         rootfs: rootfs.clone(),
         version: "example".to_owned(),
+        leases: Vec::new(),
     };
     let home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
-    let paths = Paths {
-        state: home.join("state"),
-        cache: home.join("cache"),
-        run: home.join("run"),
-        config: home.join("config"),
-    };
-    std::fs::create_dir_all(&paths.run).map_err(|e| EngineError::io("create the run directory", &e))?;
+    let paths = Paths::below(&home);
     let mut options = EngineOptions::with_agent(AgentSource(&[]))?;
     options.verbose_console = std::env::var_os("PYRO_VERBOSE").is_some();
     let engine = Engine::open(paths, options)?;

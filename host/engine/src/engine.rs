@@ -10,8 +10,10 @@ use crate::{
     Paths, Progress,
     choice::pick_engine,
     control::{LineBuffer, MAX_REPLY, OkBody, Request},
+    environments::{Environments, Installed},
     error::{EngineError, ErrorCode},
     machine::{self, Machine},
+    prepare::prepare,
     run_dir, spawn,
     spec::{EngineChoice, MachineInfo, MachineSpec},
 };
@@ -79,6 +81,21 @@ pub struct BootFiles {
     pub rootfs: PathBuf,
     /// What to call this set of files.
     pub version: String,
+    /// Files to hold a shared lock on while the machine runs, so that nobody removes the others; see
+    /// [`Installed::lease_paths`](crate::environments::Installed::lease_paths).
+    pub leases: Vec<PathBuf>,
+}
+
+impl From<&Installed> for BootFiles {
+    fn from(installed: &Installed) -> Self {
+        Self {
+            kernel: installed.kernel.clone(),
+            initramfs: installed.initramfs.clone(),
+            rootfs: installed.rootfs.clone(),
+            version: installed.version.clone(),
+            leases: installed.lease_paths(),
+        }
+    }
 }
 
 /// Environments and machines of one state directory; cheap to clone.
@@ -91,6 +108,7 @@ pub struct Engine {
 struct Inner {
     paths: Paths,
     options: EngineOptions,
+    environments: Environments,
 }
 
 impl Engine {
@@ -103,7 +121,13 @@ impl Engine {
             // Listing tools needs no machine; creating one will say it again.
             tracing::debug!(%error, "leftovers are not removed");
         }
-        Ok(Self { inner: Arc::new(Inner { paths, options }) })
+        let environments = Environments::new(&paths, options.agent);
+        Ok(Self { inner: Arc::new(Inner { paths, options, environments }) })
+    }
+
+    /// Returns the environments machines are made from.
+    pub fn environments(&self) -> &Environments {
+        &self.inner.environments
     }
 
     /// Returns the directories it works in.
@@ -124,9 +148,12 @@ impl Engine {
     /// `engine_unavailable`, `boot_failed`, `boot_timeout`, `guest_panic`, `io`.
     pub async fn create_machine(&self, spec: MachineSpec, progress: &dyn Progress) -> Result<Machine, EngineError> {
         let begun = Instant::now();
-        spec.check()?;
-        let _ = (progress, begun);
-        Err(EngineError::new(ErrorCode::UnknownEnvironment, format!("unknown environment `{}`", spec.environment)))
+        self.check(&spec)?;
+        // Held until the VM process holds it too.
+        let installed = prepare(&self.inner.environments, &spec.environment, progress).await?;
+        let prepared = begun.elapsed();
+        progress.report("booting", 100.0, Some(100.0));
+        self.start(BootFiles::from(&installed), spec, prepared).await
     }
 
     /// Boots a machine from given files; its environment's name is only a label. As [`Self::create_machine`] otherwise.
@@ -134,10 +161,20 @@ impl Engine {
     /// # Errors
     /// As [`Self::create_machine`], but for those of environments.
     pub async fn boot(&self, files: BootFiles, spec: MachineSpec) -> Result<Machine, EngineError> {
+        self.check(&spec)?;
+        self.start(files, spec, Duration::ZERO).await
+    }
+
+    fn check(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         spec.check()?;
-        let pick = pick_engine(self.inner.options.engine)?;
-        check_memory(spec.mem_mib, &std::fs::read_to_string("/proc/meminfo").unwrap_or_default())?;
-        spawn::boot(&self.inner.paths.run, &self.inner.options, files, spec, pick.execution_mode).await
+        // A host that cannot run it should say so before minutes go into its environment.
+        pick_engine(self.inner.options.engine)?;
+        check_memory(spec.mem_mib, &std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
+    }
+
+    async fn start(&self, files: BootFiles, spec: MachineSpec, prepared: Duration) -> Result<Machine, EngineError> {
+        let mode = pick_engine(self.inner.options.engine)?.execution_mode;
+        spawn::boot(&self.inner.paths.run, &self.inner.options, files, spec, mode, prepared).await
     }
 
     /// Returns the machines that run now, whichever process made them.
@@ -146,6 +183,9 @@ impl Engine {
     /// `io` when the run directory cannot be read.
     pub async fn machines(&self) -> Result<Vec<MachineInfo>, EngineError> {
         let mut machines = Vec::new();
+        if !self.inner.paths.run.exists() {
+            return Ok(machines);
+        }
         for id in run_dir::sweep(&self.inner.paths.run)? {
             // One that ends meanwhile is not running any more.
             if let Ok(body) = self.status(&id).await {

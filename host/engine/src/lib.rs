@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod machine;
 mod paths;
+mod prepare;
 mod progress;
 mod qcow2;
 mod run_dir;

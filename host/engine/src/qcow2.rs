@@ -131,7 +131,7 @@ mod tests {
     fn qemu_reads_through_and_writes_beside() {
         let dir = tempfile::tempdir().unwrap();
         let backing = dir.path().join("base image.raw");
-        let file = std::fs::File::create(&backing).unwrap();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&backing).unwrap();
         file.set_len(3 << 30).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 65536], 2 << 30).unwrap();
         let path = dir.path().join("disk.qcow2");

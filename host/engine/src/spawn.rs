@@ -17,6 +17,7 @@ use crate::{
     engine::{BootFiles, EngineOptions},
     error::{EngineError, ErrorCode},
     machine::{Machine, next_event},
+    paths::make_private_dir,
     run_dir::{self, RunDir},
     spec::{ExecutionMode, MachineSpec},
     vmm_process::{self, MachineConfig},
@@ -34,6 +35,7 @@ pub(crate) async fn boot(
     files: BootFiles,
     spec: MachineSpec,
     execution_mode: ExecutionMode,
+    prepared: Duration,
 ) -> Result<Machine, EngineError> {
     let begun = Instant::now();
     let (run, options) = (run.to_owned(), options.clone());
@@ -49,7 +51,8 @@ pub(crate) async fn boot(
     })?;
     match event {
         Some(Event::Ready { mut timings, machine }) => {
-            timings.total_ms = begun.elapsed().as_secs_f64() * 1e3;
+            timings.prepare_ms = prepared.as_secs_f64() * 1e3;
+            timings.total_ms = (prepared + begun.elapsed()).as_secs_f64() * 1e3;
             Ok(Machine::new(machine, timings, dir, Arc::new(channel), buffer))
         }
         Some(Event::Ended { error }) => Err(error),
@@ -70,6 +73,7 @@ fn spawn(
     spec: MachineSpec,
     execution_mode: ExecutionMode,
 ) -> Result<(PathBuf, StdUnixStream), EngineError> {
+    make_private_dir(run).map_err(|e| EngineError::io(format_args!("create `{}`", run.display()), &e))?;
     let dir = RunDir::create(run, options.max_machines)?;
     let path = dir.path.clone();
     spawn_in(dir, options, files, spec, execution_mode).map(|channel| (path.clone(), channel)).inspect_err(|_| {
@@ -94,6 +98,7 @@ fn spawn_in(
         kernel: files.kernel,
         initramfs: files.initramfs,
         rootfs: files.rootfs,
+        leases: files.leases,
         boot_limit: options.boot_limit,
         created_at,
         spawned_at_ns: vmm_process::monotonic_ns(),

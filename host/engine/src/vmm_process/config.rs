@@ -32,6 +32,8 @@ pub(crate) struct MachineConfig {
     pub initramfs: PathBuf,
     /// The environment's image: raw, never written.
     pub rootfs: PathBuf,
+    /// Files whose shared locks keep the ones above.
+    pub leases: Vec<PathBuf>,
     /// How long the agent may take to answer.
     pub boot_limit: Duration,
     /// Unix time in seconds.
@@ -113,6 +115,7 @@ mod tests {
             kernel: "/k".into(),
             initramfs: "/i".into(),
             rootfs: "/r".into(),
+            leases: vec!["/l".into()],
             boot_limit: Duration::from_secs(30),
             created_at: 1_700_000_000.5,
             spawned_at_ns: 7,

@@ -48,6 +48,7 @@ pub(crate) use config::MachineConfig;
 
 use crate::{
     control::{Event, line},
+    environments,
     error::{EngineError, ErrorCode},
 };
 
@@ -89,6 +90,8 @@ fn run(run_dir: &Path, channel: &mut UnixStream, lock: &File) -> Result<(), Engi
     std::env::set_current_dir(run_dir)
         .map_err(|e| EngineError::io(format_args!("enter `{}`", run_dir.display()), &e))?;
     let config = MachineConfig::read(run_dir)?;
+    let _leases = environments::hold(&config.leases)
+        .map_err(|e| EngineError::io(format_args!("hold environment `{}`", config.spec.environment), &e))?;
     let spawn_ms = monotonic_ns().saturating_sub(config.spawned_at_ns) as f64 / 1e6;
     // The process runs in the directory, so a path of any length works.
     let listener =

@@ -370,6 +370,7 @@ mod tests {
             kernel: "/cache/odd, name/vmlinux".into(),
             initramfs: "/cache/initramfs".into(),
             rootfs: "/cache/rootfs".into(),
+            leases: Vec::new(),
             boot_limit: Duration::from_secs(30),
             created_at: 0.0,
             spawned_at_ns: 0,
