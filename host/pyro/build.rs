@@ -11,8 +11,9 @@ use std::process::Command;
 const AGENT_TARGET: &str = "x86_64-unknown-linux-musl";
 const PLUGIN_TARGET: &str = "wasm32-wasip2";
 
-/// Folders of `plugins/` that are built in, in the order they are listed.
-const BUILTIN_PLUGINS: &[&str] = &["exec"];
+/// Folders of `plugins/` that are built in, in the order they are listed. Each is also linked into this script, which
+/// asks it for the text of its `pyro:manifest` section.
+const BUILTIN_PLUGINS: &[(&str, fn() -> String)] = &[("exec", pyro_plugin_exec::pyro_manifest)];
 
 fn main() {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -40,7 +41,7 @@ fn main() {
     let agent = build(&root, &target_dir, AGENT_TARGET, &["pyro-agent".to_owned()]).join("pyro-agent");
     let packages: Vec<String> = BUILTIN_PLUGINS
         .iter()
-        .map(|name| format!("pyro-plugin-{name}"))
+        .map(|(name, _)| format!("pyro-plugin-{name}"))
         .collect();
     let wasm_dir = build(&root, &target_dir, PLUGIN_TARGET, &packages);
 
@@ -51,8 +52,11 @@ fn main() {
     )
     .expect("a String takes all");
     code.push_str("/// The built-in components: name and bytes.\npub static BUILTIN_COMPONENTS: &[(&str, &[u8])] = &[\n");
-    for name in BUILTIN_PLUGINS {
-        let wasm = wasm_dir.join(format!("pyro_plugin_{}.wasm", name.replace('-', "_")));
+    for (name, manifest) in BUILTIN_PLUGINS {
+        let built = wasm_dir.join(format!("pyro_plugin_{}.wasm", name.replace('-', "_")));
+        let component = fs::read(&built).unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
+        let wasm = out_dir.join(format!("{name}.wasm"));
+        fs::write(&wasm, pyro_plugin_sdk::append_manifest(&component, &manifest())).expect("OUT_DIR is writable");
         writeln!(code, "    ({name:?}, include_bytes!({wasm:?})),").expect("a String takes all");
     }
     code.push_str("];\n/// The built-in profiles: name and TOML text.\npub static BUILTIN_PROFILES: &[(&str, &str)] = &[\n");

@@ -1,1 +1,112 @@
-//! TBD
+//! Writes a pyro plugin in Rust.
+//!
+//! A tool is a type that implements [`Tool`]: its argument struct gives the JSON Schema, the documentation, the
+//! validation and the command line form, its output struct the schema of the result. [`export!`] makes a component of
+//! one or more tools:
+//!
+//! ```no_run
+//! use pyro_plugin_sdk::{Call, JsonSchema, Tool, ToolError};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Deserialize, JsonSchema)]
+//! struct Arguments {
+//!     /// The text to measure.
+//!     text: String,
+//! }
+//!
+//! #[derive(Serialize, JsonSchema)]
+//! struct Output {
+//!     /// Words in it.
+//!     words: usize,
+//! }
+//!
+//! struct CountWords;
+//!
+//! impl Tool for CountWords {
+//!     const NAME: &'static str = "count_words";
+//!     const DESCRIPTION: &'static str = "Counts the words of a text.";
+//!     type Arguments = Arguments;
+//!     type Output = Output;
+//!
+//!     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+//!         Ok(Output { words: arguments.text.split_whitespace().count() })
+//!     }
+//! }
+//!
+//! pyro_plugin_sdk::export!(CountWords);
+//! # fn main() {}
+//! ```
+//!
+//! Build it with `cargo build --release --target wasm32-wasip2` and pack it with `pyro plugin pack`. The functions of
+//! [`vm`] and [`host`] that it uses become its imports, and those are the grants it asks a profile for.
+//!
+//! Deliberately absent: anything a component written without this crate could not do.
+
+// The macros name this crate from wherever they are expanded.
+extern crate self as pyro_plugin_sdk;
+
+#[doc(hidden)]
+pub mod bindings;
+mod manifest;
+pub mod output;
+mod schema;
+mod tool;
+
+pub use manifest::{append_manifest, manifest};
+pub use schemars::JsonSchema;
+pub use tool::{Call, Cli, Hints, Tool, ToolError};
+
+#[doc(hidden)]
+pub use tool::{Definition, answer, definition, definition_of};
+
+/// What every component may use.
+pub mod host {
+    pub use crate::bindings::pyro::host::{blobs, config, log};
+}
+
+/// MicroVMs; each module needs the grant of its name.
+pub mod vm {
+    pub use crate::bindings::pyro::vm::{exec, machines, types};
+}
+
+/// Makes a component of tools. Call it once, at the root of a crate.
+#[macro_export]
+macro_rules! export {
+    ($($tool:ty),+ $(,)?) => {
+        /// Returns the text of the component's `pyro:manifest` section.
+        pub fn pyro_manifest() -> ::std::string::String {
+            $crate::manifest(&[$($crate::definition::<$tool>()),+])
+        }
+
+        // The exports have names that only a component linker understands.
+        #[cfg(target_family = "wasm")]
+        const _: () = {
+            use $crate::bindings::exports::pyro::plugin::tools;
+
+            struct Plugin;
+
+            impl tools::Guest for Plugin {
+                fn list_tools() -> ::std::result::Result<::std::vec::Vec<tools::ToolDef>, tools::ToolError> {
+                    ::std::result::Result::Ok(::std::vec![$($crate::definition_of::<$tool>()),+])
+                }
+
+                fn call(
+                    name: ::std::string::String,
+                    arguments: ::std::string::String,
+                    context: tools::CallContext,
+                ) -> ::std::result::Result<tools::ToolResult, tools::ToolError> {
+                    $(
+                        if name == <$tool as $crate::Tool>::NAME {
+                            return $crate::answer::<$tool>(&arguments, context);
+                        }
+                    )+
+                    ::std::result::Result::Err(
+                        $crate::ToolError::new("unknown_tool", ::std::format!("this plugin has no tool `{name}`")).into(),
+                    )
+                }
+            }
+
+            $crate::bindings::export_platform!(Plugin with_types_in $crate::bindings);
+        };
+    };
+}
