@@ -291,8 +291,8 @@ pub struct VcpuShared {
     pub control: Arc<VcpuControl>,
     /// For the bytes at a failing instruction.
     pub ram: GuestRam,
-    /// Runs first in the thread: where the seccomp filter is installed.
-    pub setup: Arc<dyn Fn() + Send + Sync>,
+    /// Runs first in the thread: where it enters its jail, or must end.
+    pub setup: Arc<dyn Fn() -> bool + Send + Sync>,
     /// MSRs to save.
     pub msrs: Arc<Vec<u32>>,
 }
@@ -307,9 +307,10 @@ impl Vcpu {
             .spawn(move || {
                 let index = shared.control.enter(page.clone());
                 let _ = ready.send(());
-                (shared.setup)();
-                let mut vcpu = self;
-                vcpu.run(&shared, &page);
+                if (shared.setup)() {
+                    let mut vcpu = self;
+                    vcpu.run(&shared, &page);
+                }
                 shared.control.leave(index);
             })?;
         // Counted before anybody waits for all of them.

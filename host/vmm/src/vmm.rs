@@ -34,7 +34,7 @@ use crate::kernel::{self, KernelError};
 use crate::kvm::{self, KvmError, KvmVm, call};
 use crate::layout;
 use crate::memory::{self, GuestRam, MemoryError};
-use crate::sandbox::{self, SandboxError, ThreadKind};
+use crate::sandbox::{self, SandboxError, ThreadJail, ThreadKind};
 use crate::state::{self, VmState};
 use crate::stats::{DriveCounters, ExitCounters, VmmStats};
 use crate::vcpu::{self, Vcpu, VcpuControl, VcpuShared, Wanted};
@@ -103,7 +103,7 @@ pub struct Vmm {
     epoll: Epoll,
     wakes: Vec<Wake>,
     vcpus: Vec<JoinHandle<()>>,
-    filter: Arc<sandbox::ThreadFilter>,
+    jail: Jail,
 }
 
 /// Steers a running VM and looks at it. Cheap to clone, usable from any thread.
@@ -125,6 +125,30 @@ struct Shared {
     started: OnceLock<Instant>,
     // Pause and resume one at a time.
     steering: Mutex<()>,
+}
+
+/// How the VM's threads enter their jails.
+#[derive(Clone)]
+struct Jail {
+    threads: Arc<ThreadJail>,
+    exit: Arc<ExitSignal>,
+}
+
+impl Jail {
+    /// Returns what a thread runs first. False means that it must end: the guest must not meet a
+    /// thread that is not jailed, so the VM ends as well.
+    fn entry(&self, kind: ThreadKind) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let Jail { threads, exit } = self.clone();
+        Arc::new(move || match threads.enter(kind) {
+            Ok(()) => true,
+            Err(error) => {
+                exit.set(ExitReason::Failed {
+                    message: error.to_string(),
+                });
+                false
+            }
+        })
+    }
 }
 
 /// What the run loop does when a descriptor is readable.
@@ -179,8 +203,11 @@ impl Vmm {
             vcpus.push(Vcpu { id, fd });
         }
 
-        let filter = Arc::new(sandbox::ThreadFilter::new(config.jail.seccomp)?);
         let exit = Arc::new(ExitSignal::new().map_err(VmmError::Threads)?);
+        let jail = Jail {
+            threads: Arc::new(ThreadJail::new(&config.jail)?),
+            exit: exit.clone(),
+        };
         let epoll = Epoll::new().map_err(VmmError::Threads)?;
         let mut builder = DeviceBuilder {
             vm: &vm,
@@ -188,7 +215,7 @@ impl Vmm {
             windows: Vec::new(),
             wakes: Vec::new(),
         };
-        let drives = builder.add_drives(files.drives, &filter)?;
+        let drives = builder.add_drives(files.drives, &jail)?;
         let vsock = builder.add_vsock(config)?;
         let rng = if config.rng {
             Some(builder.add_rng()?)
@@ -228,12 +255,11 @@ impl Vmm {
 
         vcpu::install_kick_handler().map_err(VmmError::Threads)?;
         let control = Arc::new(VcpuControl::default());
-        let vcpu_filter = filter.clone();
         let shared = VcpuShared {
             bus: bus.clone(),
             control: control.clone(),
             ram: ram.clone(),
-            setup: Arc::new(move || vcpu_filter.install(ThreadKind::Vcpu)),
+            setup: jail.entry(ThreadKind::Vcpu),
             msrs: Arc::new(state::msr_list(&kvm, &config.cpu.extra_msrs)?),
         };
         let generation_event = vm.irqfd(layout::EVENT_GSI)?;
@@ -257,14 +283,14 @@ impl Vmm {
             epoll,
             wakes,
             vcpus: Vec::new(),
-            filter,
+            jail,
         };
         for vcpu in vcpus {
             // A failure ends the threads started so far: dropping `vmm` does.
             vmm.vcpus
                 .push(vcpu.start(shared.clone()).map_err(VmmError::Threads)?);
         }
-        sandbox::enter_process(&config.jail)?;
+        sandbox::enter_process()?;
         Ok(vmm)
     }
 
@@ -278,7 +304,8 @@ impl Vmm {
     /// The calling thread gets a seccomp filter and should end soon after.
     pub fn run(self) -> ExitReason {
         let shared = &self.handle.shared;
-        self.filter.install(ThreadKind::Loop);
+        // A failure is the end of the VM, which the loop sees.
+        (self.jail.entry(ThreadKind::Loop))();
         let _ = shared.started.set(Instant::now());
         {
             let _steering = lock(&shared.steering);
@@ -323,6 +350,9 @@ impl Drop for Vmm {
         // Completes what is under way; a durable disk was flushed when the guest asked for it.
         for window in &shared.bus.windows {
             window.shut_down();
+        }
+        if let Some((_, vsock)) = &shared.vsock {
+            vsock.finish_reset();
         }
         shared.exit.set(ExitReason::Stopped);
     }
@@ -541,15 +571,14 @@ impl DeviceBuilder<'_> {
     fn add_drives(
         &mut self,
         disks: Vec<Disk>,
-        filter: &Arc<sandbox::ThreadFilter>,
+        jail: &Jail,
     ) -> Result<Vec<Arc<DriveCounters>>, VmmError> {
         let mut all = Vec::new();
         for (index, disk) in disks.into_iter().enumerate() {
             let counters = Arc::new(DriveCounters::default());
             // Blocking: the disk's thread waits in a read of it.
             let event = Arc::new(EventFd::new(libc::EFD_CLOEXEC).map_err(VmmError::Threads)?);
-            let filter = filter.clone();
-            let setup = Arc::new(move || filter.install(ThreadKind::Block));
+            let setup = jail.entry(ThreadKind::Block);
             let block = Block::new(
                 &format!("blk-{index}"),
                 disk,
@@ -572,8 +601,11 @@ impl DeviceBuilder<'_> {
             return Ok(None);
         };
         let (device, handle) = VsockDevice::new(VsockConfig::new(u64::from(config.guest_cid)))?;
-        let (transport, shared) = Vsock::new(device);
         let events = crate::virtio::queue_events(3).map_err(VmmError::Threads)?;
+        let Some(wake) = events.first().cloned() else {
+            return Err(VmmError::QueueSize);
+        };
+        let (transport, shared) = Vsock::new(device, wake);
         let kinds = [VsockWake::RxKick, VsockWake::TxKick, VsockWake::EventKick];
         for (event, kind) in events.iter().zip(kinds) {
             self.wakes

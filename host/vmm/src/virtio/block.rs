@@ -127,14 +127,14 @@ struct Request {
 }
 
 impl Block {
-    /// Starts the disk's threads. `event` is a blocking event counter; `setup` runs first in each of them: where seccomp filters are
-    /// installed.
+    /// Starts the disk's threads. `event` is a blocking event counter; `setup` runs first in each of them: where they enter their jail,
+    /// or must end.
     pub fn new(
         name: &str,
         disk: Disk,
         event: Arc<EventFd>,
         counters: Arc<DriveCounters>,
-        setup: Arc<dyn Fn() + Send + Sync>,
+        setup: Arc<dyn Fn() -> bool + Send + Sync>,
     ) -> io::Result<Block> {
         let config = config_space(&disk);
         let shared = Arc::new(BlockShared {
@@ -156,8 +156,9 @@ impl Block {
             std::thread::Builder::new()
                 .name(name.to_owned())
                 .spawn(move || {
-                    queue_setup();
-                    queue_shared.run_queue(&event);
+                    if queue_setup() {
+                        queue_shared.run_queue(&event);
+                    }
                 })?,
         );
         for index in 0..WORKERS {
@@ -166,8 +167,9 @@ impl Block {
                 std::thread::Builder::new()
                     .name(format!("{name}-{index}"))
                     .spawn(move || {
-                        setup();
-                        shared.run_worker();
+                        if setup() {
+                            shared.run_worker();
+                        }
                     })?,
             );
         }

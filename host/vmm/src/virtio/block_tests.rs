@@ -32,7 +32,14 @@ fn rig(sectors: u64, read_only: bool) -> Rig {
         durable: true,
         serial: *b"pyro-disk-0000000000",
     };
-    let block = Block::new("blk", disk, event.clone(), Arc::default(), Arc::new(|| {})).unwrap();
+    let block = Block::new(
+        "blk",
+        disk,
+        event.clone(),
+        Arc::default(),
+        Arc::new(|| true),
+    )
+    .unwrap();
     let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
     Rig {

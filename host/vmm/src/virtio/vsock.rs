@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use virtio_queue::{Queue, QueueT};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::{Activation, VirtioDevice, lock};
 use crate::vsock::{QUEUE_COUNT, QUEUE_SIZE, VsockDevice, VsockQueues, VsockState, VsockStats};
 
@@ -28,6 +30,7 @@ pub enum VsockWake {
 /// The device as its transport sees it.
 pub struct Vsock {
     shared: Arc<VsockShared>,
+    wake: Arc<EventFd>,
 }
 
 /// The device as the thread that serves it sees it.
@@ -38,20 +41,24 @@ pub struct VsockShared {
 struct Core {
     device: VsockDevice,
     active: Option<Activation>,
+    /// The driver has reset the device; its streams are still to be ended.
+    reset_due: bool,
 }
 
 impl Vsock {
-    /// Wraps a device.
-    pub fn new(device: VsockDevice) -> (Vsock, Arc<VsockShared>) {
+    /// Wraps a device. `wake` is the event counter of queue 0.
+    pub fn new(device: VsockDevice, wake: Arc<EventFd>) -> (Vsock, Arc<VsockShared>) {
         let shared = Arc::new(VsockShared {
             core: Mutex::new(Core {
                 device,
                 active: None,
+                reset_due: false,
             }),
         });
         (
             Vsock {
                 shared: shared.clone(),
+                wake,
             },
             shared,
         )
@@ -77,14 +84,25 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) {
         lock(&self.shared.core).active = Some(activation);
-        // Connects may be waiting from before the driver was there.
-        self.shared.serve(VsockWake::Host);
+        // Connects may be waiting from before the driver was there. Not served here: this is a
+        // vCPU's thread.
+        let _ = self.wake.write(1);
     }
 
     fn reset(&mut self) {
+        // Ending streams is left to the loop: a vCPU's thread may not do it.
         let mut core = lock(&self.shared.core);
         core.active = None;
-        core.device.reset();
+        core.reset_due = true;
+        let _ = self.wake.write(1);
+    }
+}
+
+impl Core {
+    fn finish_reset(&mut self) {
+        if std::mem::take(&mut self.reset_due) {
+            self.device.reset();
+        }
     }
 }
 
@@ -104,10 +122,16 @@ impl VsockShared {
         lock(&self.core).device.save()
     }
 
+    /// Ends all streams if the device was reset.
+    pub fn finish_reset(&self) {
+        lock(&self.core).finish_reset();
+    }
+
     /// Serves one wake-up.
     pub fn serve(&self, wake: VsockWake) {
         let mut core = lock(&self.core);
-        let Core { device, active } = &mut *core;
+        core.finish_reset();
+        let Core { device, active, .. } = &mut *core;
         let Some(active) = active
             .as_ref()
             .filter(|active| !active.interrupt.is_broken())
