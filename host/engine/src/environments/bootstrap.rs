@@ -32,18 +32,36 @@ pub(crate) const REVISION: u32 = 1;
 /// Silence is broken after this long.
 const REPORT_EVERY: Duration = Duration::from_secs(2);
 
-/// Documentation and translations are half of a small Debian. The copyright files stay, as their licences ask.
-const DPKG_OPTIONS: [&str; 9] = [
-    "force-unsafe-io",
-    "path-exclude=/usr/share/man/*",
-    "path-exclude=/usr/share/info/*",
-    "path-exclude=/usr/share/groff/*",
-    "path-exclude=/usr/share/lintian/*",
-    "path-exclude=/usr/share/locale/*",
-    "path-include=/usr/share/locale/locale.alias",
-    "path-exclude=/usr/share/doc/*",
-    "path-include=/usr/share/doc/*/copyright",
-];
+/// What dpkg leaves out and does inside the image, as its configuration says it. Documentation and translations are
+/// half of a small Debian; the copyright files stay, as their licences ask.
+///
+/// mmdebstrap is not told: it would run a Python program for each essential package, which takes most of a minute. The
+/// image leaves the same files out, see [`is_left_out`].
+const DPKG_CONFIG: &str = "\
+# Written with the image.
+force-unsafe-io
+path-exclude=/usr/share/man/*
+path-exclude=/usr/share/info/*
+path-exclude=/usr/share/groff/*
+path-exclude=/usr/share/lintian/*
+path-exclude=/usr/share/locale/*
+path-include=/usr/share/locale/locale.alias
+path-exclude=/usr/share/doc/*
+path-include=/usr/share/doc/*/copyright
+";
+
+/// Says of a path of the tar what [`DPKG_CONFIG`] says.
+fn is_left_out(path: &str) -> bool {
+    let Some(path) = path.strip_prefix("/usr/share/") else { return false };
+    match path.split_once('/') {
+        Some(("man" | "info" | "groff" | "lintian", _)) => true,
+        Some(("locale", rest)) => rest != "locale.alias",
+        // A package's directory comes with its copyright file; one that is a link to another's is not followed.
+        Some(("doc", rest)) => !rest.ends_with("/copyright"),
+        _ => false,
+    }
+}
+
 const APT_OPTIONS: [&str; 3] = ["Acquire::Languages \"none\"", "Acquire::Retries \"3\"", "APT::Install-Recommends \"0\""];
 /// Where Debian's mmdebstrap keeps the hook that merges `/usr` before the first package is unpacked.
 const MERGED_USR_HOOK: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
@@ -110,9 +128,7 @@ impl Bootstrap<'_> {
     ) -> Result<ImageStats, EnvironmentError> {
         let mut command = self.command();
         command.args(["--variant=minbase", "--format=tar"]);
-        for option in DPKG_OPTIONS {
-            command.arg(format!("--dpkgopt={option}"));
-        }
+        command.arg("--dpkgopt=force-unsafe-io");
         let mut packages: Vec<&str> = self.definition.packages.iter().map(String::as_str).collect();
         // Without this Debian 12 installs a package that merges /usr afterwards, and all of Perl for it.
         if self.definition.suite == "bookworm" && Path::new(MERGED_USR_HOOK).is_dir() {
@@ -127,8 +143,12 @@ impl Bootstrap<'_> {
         let (tar, writer) = std::io::pipe().map_err(|e| EnvironmentError::io("open a pipe for", PROGRAM, e))?;
         command.stdout(Stdio::from(writer));
         let extras = extras(self);
-        let spec =
-            ImageSpec { size: self.definition.disk_mib << 20, extras: &extras, emptied: EMPTIED.as_slice() };
+        let spec = ImageSpec {
+            size: self.definition.disk_mib << 20,
+            extras: &extras,
+            emptied: EMPTIED.as_slice(),
+            left_out: is_left_out,
+        };
         let state = std::sync::Mutex::new(Stages::default());
         let lock = || state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let stopped = std::sync::atomic::AtomicBool::new(false);
@@ -138,11 +158,10 @@ impl Bootstrap<'_> {
                     lock().image_bytes = bytes;
                     !cancelled()
                 };
-                // Dropping the pipe at the end is what stops mmdebstrap when writing failed.
                 let made = image::write_image(tar, image, &spec, &mut advance);
-                if made.is_err() {
-                    stopped.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
+                // A broken tar is mmdebstrap's own failure, and it is about to say why.
+                let ours = matches!(&made, Err(error) if !matches!(error, ImageError::Tar(_)));
+                stopped.store(ours, std::sync::atomic::Ordering::Relaxed);
                 made
             });
             let ran = process::run_with_stdout(
@@ -159,24 +178,18 @@ impl Bootstrap<'_> {
         if cancelled() {
             return Err(EnvironmentError::Cancelled(format!("building `{}`", self.name())));
         }
+        let unwritable = |error: ImageError| EnvironmentError::Build {
+            environment: self.name().to_owned(),
+            message: format!("the image could not be written: {error}"),
+            tail: Vec::new(),
+            hint: None,
+            retryable: false,
+        };
         match (ran, made) {
-            (Ok(done), Ok(stats)) if done.status.success() => Ok(stats),
             // The writer's reason stands behind everything that mmdebstrap says about a closed pipe.
             (_, Err(ImageError::Io(error))) => Err(EnvironmentError::io("write", image, error)),
-            (Ok(done), made) if done.status.success() => Err(EnvironmentError::Build {
-                environment: self.name().to_owned(),
-                message: made.err().map_or_else(String::new, |e| format!("the image could not be written: {e}")),
-                tail: Vec::new(),
-                hint: None,
-                retryable: false,
-            }),
-            (Ok(_), Err(error @ (ImageError::Format(_) | ImageError::Name(_)))) => Err(EnvironmentError::Build {
-                environment: self.name().to_owned(),
-                message: format!("the image could not be written: {error}"),
-                tail: Vec::new(),
-                hint: None,
-                retryable: false,
-            }),
+            (_, Err(error)) if !matches!(error, ImageError::Tar(_)) => Err(unwritable(error)),
+            (Ok(done), made) if done.status.success() => made.map_err(unwritable),
             (Ok(done), _) => Err(self.failed("installing packages", &done)),
             (Err(error), _) => Err(error.at(PROGRAM, self.name())),
         }
@@ -282,6 +295,7 @@ fn extras(build: &Bootstrap<'_>) -> Vec<Extra> {
         Extra::File("/etc/resolv.conf", 0o644, String::new()),
         // Empty: filled at boot, or every machine would be the same one.
         Extra::File("/etc/machine-id", 0o444, String::new()),
+        Extra::File("/etc/dpkg/dpkg.cfg.d/99mmdebstrap", 0o644, DPKG_CONFIG.to_owned()),
         Extra::Dir("/root", 0o700),
         Extra::Dir("/workspace", 0o755),
         Extra::Dir("/tmp", 0o1777),
@@ -503,6 +517,32 @@ mod tests {
         stages.reported = Instant::now().checked_sub(REPORT_EVERY);
         stages.tick(&report);
         assert_eq!(*count.lock().unwrap(), 2);
+    }
+
+    #[test]
+    fn documentation_is_left_out_and_licences_stay() {
+        for path in [
+            "/usr/share/man/man1",
+            "/usr/share/man/man1/ls.1.gz",
+            "/usr/share/doc/git",
+            "/usr/share/doc/git/README",
+            "/usr/share/locale/de/LC_MESSAGES/git.mo",
+            "/usr/share/info/dir",
+        ] {
+            assert!(is_left_out(path), "{path}");
+        }
+        for path in [
+            "/usr/share/man",
+            "/usr/share/doc",
+            "/usr/share/doc/git/copyright",
+            "/usr/share/locale/locale.alias",
+            "/usr/share/python3/x",
+            "/usr/share/manual/x",
+            "/home/usr/share/man/x",
+            "/usr/bin/man",
+        ] {
+            assert!(!is_left_out(path), "{path}");
+        }
     }
 
     #[test]

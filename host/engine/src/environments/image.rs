@@ -78,6 +78,8 @@ pub(crate) struct ImageSpec<'a> {
     pub(crate) extras: &'a [Extra],
     /// Directories that are made empty: what the tar has below them is left out.
     pub(crate) emptied: &'a [&'a str],
+    /// Says which paths of the tar are left out. A directory that something in it needs is made all the same.
+    pub(crate) left_out: fn(&str) -> bool,
 }
 
 /// What was made.
@@ -118,7 +120,8 @@ pub(crate) fn write_image(
             image.set_permissions("/", 0o755)?;
             continue;
         }
-        if spec.extras.iter().any(|extra| extra.path() == name)
+        if (spec.left_out)(&name)
+            || spec.extras.iter().any(|extra| extra.path() == name)
             || spec.emptied.iter().any(|dir| name.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
         {
             continue;

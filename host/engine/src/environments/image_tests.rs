@@ -93,7 +93,7 @@ impl Made {
 
 fn try_make(tar: &[u8], extras: &[Extra], emptied: &[&str]) -> Result<Made, ImageError> {
     let dir = tempfile::tempdir().unwrap();
-    let spec = ImageSpec { size: SIZE, extras, emptied };
+    let spec = ImageSpec { size: SIZE, extras, emptied, left_out: |path| path.starts_with("/left/") };
     let stats = write_image(tar, &dir.path().join("image"), &spec, &mut |_| true)?;
     Ok(Made { dir, stats })
 }
@@ -154,7 +154,9 @@ fn extras_replace_and_emptied_directories_are_empty() {
         .dir("./etc/apt")
         .dir("./etc/apt/sources.list.d")
         .file("./etc/apt/sources.list.d/x.list", b"deb")
-        .file("./etc/apt/sources.list.dx", b"kept");
+        .file("./etc/apt/sources.list.dx", b"kept")
+        .dir("./left")
+        .file("./left/out", b"x");
     let extras = [Extra::File("/etc/hostname", 0o644, "pyro\n".to_owned()), Extra::Dir("/workspace", 0o755)];
     let made = try_make(&tar.bytes(), &extras, &["/etc/apt/sources.list.d"]).unwrap();
     made.check();
@@ -163,6 +165,7 @@ fn extras_replace_and_emptied_directories_are_empty() {
     assert!(reader.exists("/workspace") && reader.exists("/etc/apt/sources.list.d"));
     assert!(reader.exists("/etc/apt/sources.list.dx"));
     assert!(!reader.exists("/etc/apt/sources.list.d/x.list"));
+    assert!(reader.exists("/left") && !reader.exists("/left/out"));
 }
 
 #[test]
@@ -193,7 +196,7 @@ fn bad_tars_are_refused() {
 fn cancelling_stops() {
     let tar = Tar::new().file("./a", b"1").file("./b", b"2").bytes();
     let dir = tempfile::tempdir().unwrap();
-    let spec = ImageSpec { size: SIZE, extras: &[], emptied: &[] };
+    let spec = ImageSpec { size: SIZE, extras: &[], emptied: &[], left_out: |_| false };
     let result = write_image(tar.as_slice(), &dir.path().join("i"), &spec, &mut |bytes| bytes < 1000);
     assert!(matches!(result, Err(ImageError::Cancelled)));
 }

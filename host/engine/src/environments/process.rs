@@ -320,9 +320,13 @@ mod tests {
         );
         assert!(matches!(result, Err(RunError::Cancelled)));
         let pid = std::fs::read_to_string(&pid_file).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        // Gone, or a zombie that nobody reaped yet.
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        // Killed, but not yet gone or a zombie that nobody reaped.
+        let began = Instant::now();
+        while !stat().is_empty() && !stat().contains(") Z ") {
+            assert!(began.elapsed() < Duration::from_secs(20), "{}", stat());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
