@@ -85,6 +85,10 @@ pub struct KernelConfig {
 pub struct DriveConfig {
     /// A raw image; its length is the disk's, rounded down to 512 bytes.
     pub path: PathBuf,
+    /// An image below it that never changes: `path` is then an overlay, empty at first, that
+    /// holds only what the guest has written.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
     /// Whether writes are refused.
     #[serde(default)]
     pub read_only: bool,

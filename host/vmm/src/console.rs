@@ -79,20 +79,22 @@ impl ConsoleTail {
 }
 
 /// The writer given to the serial port.
-#[derive(Debug)]
 pub struct Console {
     tail: ConsoleTail,
     file: Option<File>,
     room: u64,
+    copy: Option<Box<dyn Write + Send>>,
 }
 
 impl Console {
-    /// Makes a console that copies at most `limit` bytes to `file`.
-    pub fn new(file: Option<File>, limit: u64) -> Console {
+    /// Makes a console that writes at most `limit` bytes to `file`, and everything that it takes
+    /// at once to `copy`.
+    pub fn new(file: Option<File>, limit: u64, copy: Option<Box<dyn Write + Send>>) -> Console {
         Console {
             tail: ConsoleTail::default(),
             file,
             room: limit,
+            copy,
         }
     }
 
@@ -105,6 +107,10 @@ impl Console {
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.tail.push(bytes);
+        if let Some(copy) = &mut self.copy {
+            // Never waited for: what it does not take is lost.
+            let _ = copy.write(bytes);
+        }
         if let Some(file) = &mut self.file {
             let count = bytes
                 .len()
@@ -136,7 +142,7 @@ mod tests {
     #[test]
     fn the_file_is_bounded_and_the_tail_goes_on() {
         let mut file = tempfile::tempfile().unwrap();
-        let mut console = Console::new(Some(file.try_clone().unwrap()), 10);
+        let mut console = Console::new(Some(file.try_clone().unwrap()), 10, None);
         console.write_all(b"0123456789abc\n").unwrap();
         file.rewind().unwrap();
         let mut text = String::new();
@@ -150,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_noticed() {
-        let mut console = Console::new(None, 0);
+        let mut console = Console::new(None, 0, None);
         console
             .write_all(b"ok\n[    1.0] Kernel panic - not syncing: VFS: no root\r\n")
             .unwrap();

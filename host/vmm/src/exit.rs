@@ -1,6 +1,7 @@
 //! Why a VM ended.
 
 use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
@@ -215,7 +216,13 @@ impl ExitSignal {
             .clone()
     }
 
-    /// Becomes readable when a reason is set.
+    /// Returns the descriptor of [`ExitSignal::event`].
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the event counter owns the descriptor and lives as long as the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
+    }
+
+    /// Becomes readable when a reason is set. Nobody reads it, so it stays so.
     pub fn event(&self) -> &EventFd {
         &self.event
     }

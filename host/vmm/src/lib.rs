@@ -1,6 +1,13 @@
 //! One microVM: its devices, its memory, its start.
 //!
-//! The crate is synchronous; whoever runs a microVM gives it threads.
+//! [`Vmm`] is the machine on KVM: [`Vmm::build`] opens every file and sets the machine up,
+//! [`Vmm::run`] runs it until it ends, and a [`VmmHandle`] steers it meanwhile. The devices that
+//! the software engine shares are apart: [`vsock`] is the device, [`vhost_user`] offers it to
+//! QEMU and [`virtio`] to KVM. [`selftest`] says whether this host's KVM can be used at all.
+//!
+//! Deliberately absent: PCI, firmware, network cards, graphics, hot-plug, and an async runtime.
+//! `unsafe` is confined to `memory`, `virtio::iovec`, `kvm`, `vcpu`, `selftest` and the
+//! descriptor glue of `vsock`, each block with its invariant.
 
 pub mod acpi;
 pub mod boot;

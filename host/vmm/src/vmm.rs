@@ -39,6 +39,7 @@ use crate::state::{self, VmState};
 use crate::stats::{DriveCounters, ExitCounters, VmmStats};
 use crate::vcpu::{self, Vcpu, VcpuControl, VcpuShared, Wanted};
 use crate::virtio::block::{Block, Disk};
+use crate::virtio::image::Image;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::virtio::rng::{Rng, RngShared};
@@ -162,6 +163,15 @@ enum Wake {
 impl Vmm {
     /// Builds the VM: memory, kernel, devices, vCPUs. Nothing of the guest runs yet.
     pub fn build(config: &VmmConfig) -> Result<Vmm, VmmError> {
+        Vmm::build_with_console(config, None)
+    }
+
+    /// As [`Vmm::build`], with the console's output also written to `console`, which must not
+    /// make the writer wait: what a full pipe does not take is dropped.
+    pub fn build_with_console(
+        config: &VmmConfig,
+        console: Option<Box<dyn io::Write + Send>>,
+    ) -> Result<Vmm, VmmError> {
         config.validate()?;
         // Everything that needs a path comes first.
         let files = Files::open(config)?;
@@ -232,7 +242,7 @@ impl Vmm {
         )?;
         write_generation_id(&ram)?;
 
-        let console = Console::new(files.console, config.console.limit);
+        let console = Console::new(files.console, config.console.limit, console);
         let tail = console.tail();
         let serial = Serial::new(SerialInterrupt(vm.irqfd(layout::SERIAL_GSI)?), console);
         let bus = Arc::new(Bus {
@@ -422,6 +432,11 @@ impl VmmHandle {
         self.shared.exit.reason()
     }
 
+    /// Returns the descriptor that becomes readable when the VM has ended.
+    pub fn exit_event(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.shared.exit.as_fd()
+    }
+
     /// Returns the console's last output.
     pub fn console_tail(&self) -> String {
         self.shared.tail.text()
@@ -529,16 +544,23 @@ impl Files {
 }
 
 fn open_drive(drive: &DriveConfig) -> Result<Disk, VmmError> {
-    let open = |source| VmmError::Open {
-        path: drive.path.clone(),
-        source,
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| VmmError::Open { path, source }
     };
     let file = OpenOptions::new()
         .read(true)
         .write(!drive.read_only)
         .open(&drive.path)
-        .map_err(open)?;
-    let len = file.metadata().map_err(open)?.len();
+        .map_err(failed(&drive.path))?;
+    let image = match &drive.base {
+        None => Image::raw(file),
+        Some(base) => {
+            let lower = File::open(base).map_err(failed(base))?;
+            Image::over(file, lower).map_err(failed(&drive.path))?
+        }
+    };
+    let len = image.len().map_err(failed(&drive.path))?;
     let sectors = len / 512;
     if sectors == 0 {
         return Err(VmmError::EmptyDisk {
@@ -551,7 +573,7 @@ fn open_drive(drive: &DriveConfig) -> Result<Disk, VmmError> {
         *to = from;
     }
     Ok(Disk {
-        file,
+        image,
         sectors,
         read_only: drive.read_only,
         durable: drive.durable,

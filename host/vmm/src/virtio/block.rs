@@ -10,7 +10,6 @@
 //! runs most, and cached reads, the common case, are fastest without a hand-over.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -25,6 +24,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::image::{CachedRead, Image};
 use super::iovec::{BuffersError, GuestBuffers};
 use super::{Activation, VirtioDevice, lock, read_space};
 use crate::memory::GuestRam;
@@ -74,7 +74,7 @@ const STATUS_UNSUPPORTED: u8 = 2;
 #[derive(Debug)]
 pub struct Disk {
     /// The open image.
-    pub file: File,
+    pub image: Image,
     /// Number of 512-byte sectors.
     pub sectors: u64,
     /// Whether writes are refused.
@@ -124,6 +124,8 @@ struct Request {
     data: GuestBuffers,
     status: GuestAddress,
     started: Instant,
+    /// Bytes of a read that are in the guest already.
+    done: u64,
 }
 
 impl Block {
@@ -383,23 +385,14 @@ impl BlockShared {
     }
 
     fn read_cached(&self, ram: &GuestRam, request: &mut Request) -> Option<Outcome> {
-        let before = request.data.len();
-        let result = request
-            .data
-            .read_from(ram, &self.disk.file, request.sector * SECTOR, true);
-        let read = before - request.data.len();
-        match result {
-            Ok(_) => Some(Outcome::read(before)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP)) => {
-                // Continue behind what is there already. Lengths of reads are whole sectors, but
-                // what the cache gives need not be: start the partial sector again.
-                if read.is_multiple_of(SECTOR) {
-                    request.sector += read / SECTOR;
-                    self.counters.bytes_read.add(read);
-                    None
-                } else {
-                    Some(Outcome::failed(STATUS_ERROR))
-                }
+        let wanted = request.data.len();
+        let offset = request.sector * SECTOR + request.done;
+        match self.disk.image.read_cached(ram, &mut request.data, offset) {
+            Ok(CachedRead::Done(count)) => Some(Outcome::read(count)),
+            Ok(CachedRead::WouldWait) => {
+                // A worker goes on behind what is there already.
+                request.done += wanted - request.data.len();
+                None
             }
             Err(error) => Some(self.failed("read", &error)),
         }
@@ -474,8 +467,9 @@ impl BlockShared {
     }
 
     fn in_bounds(&self, request: &Request) -> bool {
-        let sectors = request.data.len().div_ceil(SECTOR);
-        request.data.len().is_multiple_of(SECTOR)
+        let len = request.data.len() + request.done;
+        let sectors = len.div_ceil(SECTOR);
+        len.is_multiple_of(SECTOR)
             && request
                 .sector
                 .checked_add(sectors)
@@ -483,7 +477,7 @@ impl BlockShared {
     }
 
     fn serve(&self, ram: &GuestRam, request: &mut Request) -> Outcome {
-        let file = &self.disk.file;
+        let image = &self.disk.image;
         match request.kind {
             request::READ | request::WRITE if !self.in_bounds(request) => {
                 Outcome::failed(STATUS_ERROR)
@@ -491,14 +485,15 @@ impl BlockShared {
             request::WRITE | request::DISCARD | request::WRITE_ZEROES if self.disk.read_only => {
                 Outcome::failed(STATUS_ERROR)
             }
-            request::READ => match request
-                .data
-                .read_from(ram, file, request.sector * SECTOR, false)
-            {
-                Ok(count) => Outcome::read(count),
+            request::READ => match image.read(
+                ram,
+                &mut request.data,
+                request.sector * SECTOR + request.done,
+            ) {
+                Ok(count) => Outcome::read(request.done + count),
                 Err(error) => self.failed("read", &error),
             },
-            request::WRITE => match request.data.write_to(ram, file, request.sector * SECTOR) {
+            request::WRITE => match image.write(ram, &mut request.data, request.sector * SECTOR) {
                 Ok(count) => {
                     self.counters.bytes_written.add(count);
                     Outcome::done()
@@ -506,7 +501,7 @@ impl BlockShared {
                 Err(error) => self.failed("write", &error),
             },
             request::FLUSH if !self.disk.durable || self.disk.read_only => Outcome::done(),
-            request::FLUSH => match file.sync_data() {
+            request::FLUSH => match image.flush() {
                 Ok(()) => Outcome::done(),
                 Err(error) => self.failed("flush", &error),
             },
@@ -549,10 +544,12 @@ impl BlockShared {
                 return Outcome::failed(STATUS_ERROR);
             }
             let (offset, len) = (sector * SECTOR, u64::from(sectors) * SECTOR);
-            let result = if discard || flags & UNMAP != 0 {
-                punch_hole(&self.disk.file, offset, len)
+            let result = if discard {
+                self.disk.image.discard(offset, len)
             } else {
-                write_zeroes(&self.disk.file, offset, len)
+                self.disk
+                    .image
+                    .write_zeroes(offset, len, flags & UNMAP != 0)
             };
             match result {
                 Ok(()) => {}
@@ -636,43 +633,13 @@ fn parse(
         data: if to_guest { writable } else { readable },
         status,
         started,
+        done: 0,
     })
 }
 
 fn notify(queue: &mut Queue, active: &Activation) -> Result<(), virtio_queue::Error> {
     if queue.needs_notification(&active.ram)? {
         active.interrupt.signal_used();
-    }
-    Ok(())
-}
-
-fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    use rustix::fs::FallocateFlags;
-    if len == 0 {
-        return Ok(());
-    }
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    Ok(rustix::fs::fallocate(file, flags, offset, len)?)
-}
-
-fn write_zeroes(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    use rustix::fs::FallocateFlags;
-    use std::os::unix::fs::FileExt;
-    if len == 0 {
-        return Ok(());
-    }
-    let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(file, flags, offset, len) {
-        Err(rustix::io::Errno::OPNOTSUPP) => {}
-        other => return Ok(other?),
-    }
-    // The file system has no such call: write them.
-    let zeroes = vec![0; 64 * 1024];
-    let mut done = 0;
-    while done < len {
-        let count = (len - done).min(zeroes.len() as u64) as usize;
-        file.write_all_at(zeroes.get(..count).unwrap_or_default(), offset + done)?;
-        done += count as u64;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
 
 use super::super::interrupt::Interrupt;
+use std::fs::File;
+
 use super::*;
 
 const WRITABLE: u16 = 2;
@@ -26,7 +28,7 @@ fn rig(sectors: u64, read_only: bool) -> Rig {
     file.set_len(sectors * SECTOR).unwrap();
     let event = Arc::new(EventFd::new(0).unwrap());
     let disk = Disk {
-        file: file.try_clone().unwrap(),
+        image: Image::raw(file.try_clone().unwrap()),
         sectors,
         read_only,
         durable: true,

@@ -163,8 +163,9 @@ impl GuestBuffers {
         written
     }
 
-    /// Fills the buffers from `file` at `offset`. With `only_cached`, fails with `WouldBlock`
-    /// rather than wait for the disk; what was read stays read and the call may be repeated.
+    /// Fills at most `limit` bytes of the buffers from `file` at `offset` and drops what is
+    /// filled. With `only_cached`, fails with `EAGAIN` rather than wait for the disk: what was
+    /// read until then is dropped from the buffers, and the caller goes on behind it.
     ///
     /// `_ram` is the memory of these buffers: holding it keeps it mapped.
     pub fn read_from(
@@ -172,10 +173,11 @@ impl GuestBuffers {
         _ram: &GuestRam,
         file: &File,
         offset: u64,
+        limit: u64,
         only_cached: bool,
     ) -> io::Result<u64> {
         let flags = if only_cached { libc::RWF_NOWAIT } else { 0 };
-        self.transfer(offset, |pieces, offset| {
+        self.transfer(offset, limit, |pieces, offset| {
             // SAFETY: every piece is a range of guest RAM, mapped read-write while `_ram` lives.
             unsafe {
                 libc::preadv2(
@@ -191,7 +193,7 @@ impl GuestBuffers {
 
     /// Writes the buffers to `file` at `offset`.
     pub fn write_to(&mut self, _ram: &GuestRam, file: &File, offset: u64) -> io::Result<u64> {
-        self.transfer(offset, |pieces, offset| {
+        self.transfer(offset, u64::MAX, |pieces, offset| {
             // SAFETY: as in `read_from`; the kernel only reads them here.
             unsafe {
                 libc::pwritev2(
@@ -208,15 +210,17 @@ impl GuestBuffers {
     fn transfer(
         &mut self,
         offset: u64,
+        limit: u64,
         call: impl Fn(&[libc::iovec], libc::off_t) -> isize,
     ) -> io::Result<u64> {
+        let wanted = self.len.min(limit);
         let mut done = 0;
-        while !self.pieces.is_empty() {
+        while done < wanted {
             let at = offset
                 .checked_add(done)
                 .and_then(|at| libc::off_t::try_from(at).ok())
                 .ok_or(io::ErrorKind::InvalidInput)?;
-            let result = call(&self.pieces, at);
+            let result = self.with_first(wanted - done, |pieces| call(pieces, at));
             if result < 0 {
                 let error = io::Error::last_os_error();
                 if error.kind() == io::ErrorKind::Interrupted {
@@ -231,6 +235,32 @@ impl GuestBuffers {
             self.drop_start(result as usize);
         }
         Ok(done)
+    }
+
+    /// Calls `call` with the pieces of the first `limit` bytes.
+    fn with_first(&mut self, limit: u64, call: impl FnOnce(&[libc::iovec]) -> isize) -> isize {
+        let mut before = 0;
+        let mut count = 0;
+        for piece in &self.pieces {
+            if before >= limit {
+                break;
+            }
+            before += piece.iov_len as u64;
+            count += 1;
+        }
+        let excess = usize::try_from(before.saturating_sub(limit)).unwrap_or(0);
+        let Some(pieces) = self.pieces.get_mut(..count) else {
+            return 0;
+        };
+        // The last one is shortened for the length of the call.
+        if let Some(last) = pieces.last_mut() {
+            last.iov_len -= excess;
+        }
+        let result = call(pieces);
+        if let Some(last) = pieces.last_mut() {
+            last.iov_len += excess;
+        }
+        result
     }
 }
 
@@ -268,7 +298,7 @@ mod tests {
         assert!(all.is_empty());
         file.write_all(b"abcdefghi").unwrap();
         let mut into = buffers(&ram, &[(0x5000, 2), (0x6000, 3)]);
-        assert_eq!(into.read_from(&ram, &file, 1, false).unwrap(), 5);
+        assert_eq!(into.read_from(&ram, &file, 1, u64::MAX, false).unwrap(), 5);
         let mut seen = [0; 3];
         ram.read_slice(&mut seen, GuestAddress(0x6000)).unwrap();
         assert_eq!(&seen, b"def");

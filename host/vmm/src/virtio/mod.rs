@@ -10,6 +10,7 @@
 //! ```
 
 pub mod block;
+pub mod image;
 pub mod interrupt;
 pub mod iovec;
 pub mod mmio;
