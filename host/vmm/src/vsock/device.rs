@@ -26,6 +26,9 @@ const TX_BATCH: usize = 128;
 /// Batches per call. A guest that keeps its tx queue full must not keep the thread from the host's events.
 const TX_ROUNDS: usize = 8;
 
+/// Turns per call, for the same reason: a guest may offer credit and buffers without end.
+const RX_TURNS: usize = 256;
+
 /// Bytes one connection may read per turn.
 const TURN_BYTES: usize = 64 * 1024;
 
@@ -345,7 +348,7 @@ impl VsockDevice {
             return Ok(());
         }
         ring.disarm()?;
-        loop {
+        for _ in 0..RX_TURNS {
             let starved = if let Some(ports) = self.muxer.next_reset() {
                 let header = self.muxer.header(ports, Op::Reset);
                 let sent = self.send_header(ring, header)?;
@@ -369,6 +372,9 @@ impl VsockDevice {
                 }
             }
         }
+        // Comes back by the poller, after what waits there.
+        self.muxer.shared.wake();
+        Ok(())
     }
 
     /// Gives one connection its turn. Returns false when receive buffers ran out before its end.

@@ -30,8 +30,9 @@ pub(super) const LAST_HOST_PORT: u32 = (1 << 31) - 1;
 /// Most resets kept for a guest that takes none. Each answers one packet of the guest.
 const MAX_RESETS: usize = 1024;
 
-/// Events taken from the poller at once.
+/// Events taken from the poller at once, and how often in a row.
 const EVENT_BATCH: usize = 64;
+const EVENT_ROUNDS: usize = 16;
 
 const WAKE: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
@@ -125,7 +126,7 @@ impl Muxer {
     /// Takes all that the poller, the handles and the clock have to say. Returns whether it was anything.
     pub(super) fn take_host_events(&mut self) -> bool {
         let mut any = false;
-        loop {
+        for _ in 0..EVENT_ROUNDS {
             let mut events = [epoll::Event {
                 flags: epoll::EventFlags::empty(),
                 data: epoll::EventData::new_u64(0),
@@ -154,9 +155,10 @@ impl Muxer {
                 }
             }
             if count < EVENT_BATCH {
-                return any;
+                break;
             }
         }
+        any
     }
 
     fn run_commands(&mut self) {
