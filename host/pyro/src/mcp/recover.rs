@@ -97,7 +97,7 @@ impl IdScanner {
             }
             b':' if self.depth == 1 && self.state == State::Key => {
                 self.state = State::Value;
-                match self.key.as_slice() {
+                match self.key.trim_ascii_end() {
                     b"\"id\"" => {
                         self.id.clear();
                         self.state = State::IdValue;
