@@ -16,6 +16,9 @@
 //!
 //! Deliberately absent: serving a second QEMU after the first. One backend, one guest's life.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -360,7 +363,7 @@ impl Active {
         if running && self.stopped {
             self.stopped = false;
             // A paused guest goes on where it was; a reset one starts at the beginning.
-            if self.position != position(rx, tx) {
+            if self.broken || self.position != position(rx, tx) {
                 self.reset();
             }
         }

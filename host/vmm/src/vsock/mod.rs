@@ -35,7 +35,7 @@ mod packet;
 mod ring;
 mod stats;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use device::{VsockDevice, VsockError, VsockNotify, VsockQueues, VsockState};
 pub use handle::{Acceptor, Completion, ConnectError, ConnectOutcome, VsockHandle};

@@ -50,7 +50,8 @@ pub enum Shape {
 
 /// The driver's half of one ring.
 pub struct DriverRing {
-    base: u64,
+    /// Address of the descriptors; the available ring is 0x2000 behind, the used ring 0x4000.
+    pub base: u64,
     free: Vec<u16>,
     avail: u16,
     used: u16,
@@ -61,7 +62,7 @@ pub struct DriverRing {
 }
 
 impl DriverRing {
-    fn new(index: u64) -> DriverRing {
+    pub fn new(index: u64) -> DriverRing {
         DriverRing {
             base: index * 0x1_0000,
             free: (0..RING_SIZE).rev().collect(),
@@ -80,6 +81,13 @@ impl DriverRing {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         queue
+    }
+
+    /// Returns the memory of the next chain of one descriptor.
+    pub fn next_address(&self) -> Option<u64> {
+        self.free
+            .last()
+            .map(|&id| self.heap + u64::from(id) * 0x1_0000)
     }
 
     /// Posts one chain of buffers with these lengths and returns their memory.

@@ -1,7 +1,7 @@
 //! The device against a model of a guest driver that shares nothing with it but memory.
 
 mod abuse;
-mod driver;
+pub(crate) mod driver;
 mod flow;
 mod lifecycle;
 mod properties;
