@@ -1,6 +1,6 @@
 //! The environments without the command line around them: `env list | inspect NAME | pull NAME [--refresh] | prune
 //! [--all]`. `PYRO_AGENT` names the agent's program for the initramfs.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+#![expect(clippy::print_stderr, reason = "an example prints")]
 
 use std::{io::Write, time::Instant};
 
@@ -13,7 +13,10 @@ struct Lines(Instant);
 
 impl Progress for Lines {
     fn report(&self, message: &str, done: f64, _total: Option<f64>) {
-        eprintln!("{:6.1} s {done:5.1} % {message}", self.0.elapsed().as_secs_f64());
+        eprintln!(
+            "{:6.1} s {done:5.1} % {message}",
+            self.0.elapsed().as_secs_f64()
+        );
     }
 }
 
@@ -53,10 +56,20 @@ fn run(arguments: &[String]) -> Result<String, EngineError> {
         ["inspect", name] => json(serde_json::to_string_pretty(&environments.inspect(name)?)),
         ["prune"] => json(serde_json::to_string_pretty(&environments.prune(false)?)),
         ["prune", "--all"] => json(serde_json::to_string_pretty(&environments.prune(true)?)),
-        ["ensure", name] => Ok(format!("{:#?}\n{:?}", environments.ensure(name, &progress)?, began.elapsed())),
+        ["ensure", name] => Ok(format!(
+            "{:#?}\n{:?}",
+            environments.ensure(name, &progress)?,
+            began.elapsed()
+        )),
         ["pull", name] | ["pull", name, "--refresh"] => {
-            let options = PullOptions { refresh: words.len() == 3 };
-            Ok(format!("{:#?}\n{:?}", environments.pull(name, options, &progress)?, began.elapsed()))
+            let options = PullOptions {
+                refresh: words.len() == 3,
+            };
+            Ok(format!(
+                "{:#?}\n{:?}",
+                environments.pull(name, options, &progress)?,
+                began.elapsed()
+            ))
         }
         ["clone", name, to] => {
             let installed = environments.ensure(name, &progress)?;
@@ -64,6 +77,9 @@ fn run(arguments: &[String]) -> Result<String, EngineError> {
             installed.clone_rootfs(std::path::Path::new(to), 0)?;
             Ok(format!("{:?}", began.elapsed()))
         }
-        _ => Err(EngineError::new(ErrorCode::InvalidArgument, "usage: env list | inspect NAME | pull NAME [--refresh] | ensure NAME | clone NAME FILE | prune [--all]")),
+        _ => Err(EngineError::new(
+            ErrorCode::InvalidArgument,
+            "usage: env list | inspect NAME | pull NAME [--refresh] | ensure NAME | clone NAME FILE | prune [--all]",
+        )),
     }
 }

@@ -9,10 +9,8 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
-    fs::File,
     io::{self, BufReader, Read},
-    os::unix::fs::FileExt,
-    path::{Component, Path, PathBuf},
+    path::{Component, Path},
 };
 
 use arcbox_ext4::{
@@ -20,7 +18,6 @@ use arcbox_ext4::{
     constants::{file_mode, make_mode},
     error::FormatError,
 };
-use sha2::{Digest, Sha256};
 use tar::EntryType;
 
 /// What dpkg knows about the packages of a root file system.
@@ -29,7 +26,6 @@ const DPKG_STATUS: &str = "/var/lib/dpkg/status";
 const MAX_STATUS_BYTES: u64 = 64 * 1024 * 1024;
 /// PAX names of extended attributes begin with this.
 const XATTR_PREFIX: &str = "SCHILY.xattr.";
-const BLOCK: usize = 4096;
 
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +99,8 @@ pub(crate) fn write_image(
     spec: &ImageSpec<'_>,
     advance: &mut dyn FnMut(u64) -> bool,
 ) -> Result<ImageStats, ImageError> {
-    let mut image = Formatter::with_options(path, FormatOptions::new(spec.size).label("pyro-root"))?;
+    let mut image =
+        Formatter::with_options(path, FormatOptions::new(spec.size).label("pyro-root"))?;
     let mut stats = ImageStats::default();
     let mut links = BTreeMap::new();
     // Which inode a hard link's target is: the writer cannot link to a link.
@@ -122,20 +119,25 @@ pub(crate) fn write_image(
         }
         if (spec.left_out)(&name)
             || spec.extras.iter().any(|extra| extra.path() == name)
-            || spec.emptied.iter().any(|dir| name.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
+            || spec.emptied.iter().any(|dir| {
+                name.strip_prefix(dir)
+                    .is_some_and(|rest| rest.starts_with('/'))
+            })
         {
             continue;
         }
         let kind = entry.header().entry_type();
         if kind == EntryType::Link {
-            let target = entry.link_name_bytes().ok_or_else(|| ImageError::Link(name.clone()))?;
+            let target = entry
+                .link_name_bytes()
+                .ok_or_else(|| ImageError::Link(name.clone()))?;
             links.insert(name, name_of(&target)?);
             continue;
         }
-        let owner = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
+        let owner =
+            |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
         let (uid, gid) = (owner(entry.header().uid()), owner(entry.header().gid()));
         let mode = entry.header().mode().unwrap_or(0o644) & 0o7777;
-        #[expect(clippy::cast_possible_truncation, reason = "masked to twelve bits")]
         let mode = mode as u16;
         let mtime = entry.header().mtime().unwrap_or(0);
         let xattrs = xattrs_of(&mut entry)?;
@@ -151,14 +153,38 @@ pub(crate) fn write_image(
                 let mode = make_mode(file_mode::S_IFREG, mode);
                 if name == DPKG_STATUS {
                     let mut text = Vec::new();
-                    (&mut entry).take(MAX_STATUS_BYTES).read_to_end(&mut text).map_err(ImageError::Tar)?;
+                    (&mut entry)
+                        .take(MAX_STATUS_BYTES)
+                        .read_to_end(&mut text)
+                        .map_err(ImageError::Tar)?;
                     stats.packages = packages_of(&String::from_utf8_lossy(&text));
                     let mut data = text.as_slice();
-                    image.create(&name, mode, None, times, Some(&mut data), Some(uid), Some(gid), xattrs)?;
+                    image.create(
+                        &name,
+                        mode,
+                        None,
+                        times,
+                        Some(&mut data),
+                        Some(uid),
+                        Some(gid),
+                        xattrs,
+                    )?;
                 } else {
                     // The writer takes any failed read for its own; this one belongs to the tar.
-                    let mut source = Source { inner: &mut entry, failed: RefCell::new(None) };
-                    let made = image.create(&name, mode, None, times, Some(&mut source), Some(uid), Some(gid), xattrs);
+                    let mut source = Source {
+                        inner: &mut entry,
+                        failed: RefCell::new(None),
+                    };
+                    let made = image.create(
+                        &name,
+                        mode,
+                        None,
+                        times,
+                        Some(&mut source),
+                        Some(uid),
+                        Some(gid),
+                        xattrs,
+                    );
                     if let Some(error) = source.failed.into_inner() {
                         return Err(ImageError::Tar(error));
                     }
@@ -166,30 +192,63 @@ pub(crate) fn write_image(
                 }
             }
             EntryType::Symlink => {
-                let target = entry.link_name_bytes().ok_or_else(|| ImageError::Link(name.clone()))?;
-                let target = String::from_utf8(target.into_owned()).map_err(|_| ImageError::Link(name.clone()))?;
+                let target = entry
+                    .link_name_bytes()
+                    .ok_or_else(|| ImageError::Link(name.clone()))?;
+                let target = String::from_utf8(target.into_owned())
+                    .map_err(|_| ImageError::Link(name.clone()))?;
                 let mode = make_mode(file_mode::S_IFLNK, 0o777);
-                image.create(&name, mode, Some(&target), times, None, Some(uid), Some(gid), None)?;
+                image.create(
+                    &name,
+                    mode,
+                    Some(&target),
+                    times,
+                    None,
+                    Some(uid),
+                    Some(gid),
+                    None,
+                )?;
             }
             _ => stats.skipped += 1,
         }
     }
     for (name, target) in &links {
-        image.link(name, resolve(target, &links).ok_or_else(|| ImageError::Link(name.clone()))?).map_err(|error| {
-            match error {
+        image
+            .link(
+                name,
+                resolve(target, &links).ok_or_else(|| ImageError::Link(name.clone()))?,
+            )
+            .map_err(|error| match error {
                 FormatError::NotFound(_) => ImageError::Link(name.clone()),
                 other => other.into(),
-            }
-        })?;
+            })?;
     }
     for extra in spec.extras {
         match extra {
             Extra::File(path, mode, text) => {
                 let mode = make_mode(file_mode::S_IFREG, *mode);
-                image.create(path, mode, None, None, Some(&mut text.as_bytes()), Some(0), Some(0), None)?;
+                image.create(
+                    path,
+                    mode,
+                    None,
+                    None,
+                    Some(&mut text.as_bytes()),
+                    Some(0),
+                    Some(0),
+                    None,
+                )?;
             }
             Extra::Dir(path, mode) => {
-                image.create(path, make_mode(file_mode::S_IFDIR, *mode), None, None, None, Some(0), Some(0), None)?;
+                image.create(
+                    path,
+                    make_mode(file_mode::S_IFDIR, *mode),
+                    None,
+                    None,
+                    None,
+                    Some(0),
+                    Some(0),
+                    None,
+                )?;
             }
         }
     }
@@ -207,7 +266,11 @@ fn name_of(bytes: &[u8]) -> Result<String, ImageError> {
             Component::Normal(part) => {
                 out.push('/');
                 // ext4's own limit; the writer does not check it.
-                out.push_str(part.to_str().filter(|part| part.len() <= 255).ok_or_else(refused)?);
+                out.push_str(
+                    part.to_str()
+                        .filter(|part| part.len() <= 255)
+                        .ok_or_else(refused)?,
+                );
             }
             Component::RootDir | Component::CurDir => {}
             Component::ParentDir | Component::Prefix(_) => return Err(refused()),
@@ -231,12 +294,18 @@ fn resolve<'a>(target: &'a str, links: &'a BTreeMap<String, String>) -> Option<&
     None
 }
 
-fn xattrs_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<HashMap<String, Vec<u8>>, ImageError> {
+fn xattrs_of<R: Read>(
+    entry: &mut tar::Entry<'_, R>,
+) -> Result<HashMap<String, Vec<u8>>, ImageError> {
     let mut out = HashMap::new();
     if let Some(extensions) = entry.pax_extensions().map_err(ImageError::Tar)? {
         for extension in extensions {
             let extension = extension.map_err(ImageError::Tar)?;
-            if let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(XATTR_PREFIX)) {
+            if let Some(name) = extension
+                .key()
+                .ok()
+                .and_then(|key| key.strip_prefix(XATTR_PREFIX))
+            {
                 out.insert(name.to_owned(), extension.value_bytes().to_vec());
             }
         }
@@ -246,8 +315,10 @@ fn xattrs_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<HashMap<String, V
 
 fn times(mtime: u64) -> FileTimestamps {
     // ext4 keeps the seconds beyond 2038 in two more bits.
-    #[expect(clippy::cast_possible_truncation, reason = "split into low and high part")]
-    let (low, high) = (mtime as u32, ((mtime.wrapping_add(1 << 31) >> 32) as u32) & 3);
+    let (low, high) = (
+        mtime as u32,
+        ((mtime.wrapping_add(1 << 31) >> 32) as u32) & 3,
+    );
     FileTimestamps {
         access_lo: low,
         access_hi: high,
@@ -263,7 +334,12 @@ fn packages_of(status: &str) -> Vec<String> {
     let mut out: Vec<_> = status
         .split("\n\n")
         .filter_map(|stanza| {
-            let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let field = |name: &str| {
+                stanza
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name))
+                    .map(str::trim)
+            };
             field("Status:").filter(|status| status.ends_with(" installed"))?;
             Some(format!("{} {}", field("Package:")?, field("Version:")?))
         })
@@ -283,148 +359,6 @@ impl<R: Read> Read for Source<'_, R> {
         self.inner.read(buffer).inspect_err(|error| {
             *self.failed.borrow_mut() = Some(io::Error::new(error.kind(), error.to_string()));
         })
-    }
-}
-
-/// Returns the hexadecimal digest of a sparse image: of its size and of every block that is not all zeros, with its
-/// number. It is the same however much of the zeros the file system keeps as holes, and costs no more than the data.
-///
-/// # Errors
-/// What reading says.
-pub(crate) fn sparse_digest(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    let mut hash = Sha256::new();
-    hash.update(size.to_le_bytes());
-    let mut buffer = vec![0u8; 256 * BLOCK];
-    for_each_extent(&file, size, |from, to| {
-        // Extents begin and end at the file system's blocks, which may be smaller than ours.
-        let mut at = from / BLOCK as u64 * BLOCK as u64;
-        while at < to {
-            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len()).next_multiple_of(BLOCK);
-            let count = read_full(&file, buffer.get_mut(..want).unwrap_or_default(), at)?;
-            if count == 0 {
-                break;
-            }
-            for (index, block) in buffer.get(..count).unwrap_or_default().chunks(BLOCK).enumerate() {
-                if block.iter().any(|byte| *byte != 0) {
-                    hash.update((at / BLOCK as u64 + index as u64).to_le_bytes());
-                    hash.update(block);
-                }
-            }
-            at += count as u64;
-        }
-        Ok(at)
-    })?;
-    Ok(hex::encode(hash.finalize()))
-}
-
-/// Calls `each` with every range of a file that holds data. `each` returns how far it got, which may be beyond the
-/// range's end; what it did already is not handed out again.
-pub(crate) fn for_each_extent(
-    file: &File,
-    size: u64,
-    mut each: impl FnMut(u64, u64) -> io::Result<u64>,
-) -> io::Result<()> {
-    use rustix::fs::{SeekFrom, seek};
-    let mut at = 0;
-    while at < size {
-        let from = match seek(file, SeekFrom::Data(at)) {
-            Ok(from) => from,
-            // No data beyond.
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            // A file system that keeps no holes.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => at,
-            Err(error) => return Err(error.into()),
-        };
-        let to = match seek(file, SeekFrom::Hole(from)) {
-            Ok(to) => to.min(size),
-            Err(_) => size,
-        };
-        if to <= from {
-            return Ok(());
-        }
-        at = each(from, to)?.max(to);
-    }
-    Ok(())
-}
-
-fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, at + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// Makes a copy of a sparse image that can be written, at least `min_size` bytes long: a reflink where the file system
-/// has them, otherwise a copy of the data with the holes left out. Returns whether it is a reflink.
-///
-/// # Errors
-/// What the file system says; nothing is left at `to`.
-pub(crate) fn clone_sparse(from: &Path, to: &Path, min_size: u64) -> io::Result<bool> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let source = File::open(from)?;
-    let size = source.metadata()?.len();
-    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
-    let remove = RemoveOnDrop(Some(to.to_owned()));
-    let reflinked = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
-    if !reflinked {
-        target.set_len(size)?;
-        for_each_extent(&source, size, |from, to| {
-            let mut at = from;
-            while at < to {
-                let (mut read_at, mut write_at) = (at, at);
-                let want = usize::try_from(to - at).unwrap_or(usize::MAX);
-                match rustix::fs::copy_file_range(&source, Some(&mut read_at), &target, Some(&mut write_at), want) {
-                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(count) => at += count as u64,
-                    Err(rustix::io::Errno::INTR) => {}
-                    // Between some file systems the kernel does not copy.
-                    Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
-                        let mut buffer = vec![0u8; 256 * BLOCK];
-                        while at < to {
-                            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
-                            let part = buffer.get_mut(..want).unwrap_or_default();
-                            let count = read_full(&source, part, at)?;
-                            if count == 0 {
-                                return Err(io::ErrorKind::UnexpectedEof.into());
-                            }
-                            target.write_all_at(part.get(..count).unwrap_or_default(), at)?;
-                            at += count as u64;
-                        }
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Ok(at)
-        })?;
-    }
-    if min_size > size {
-        target.set_len(min_size)?;
-    }
-    remove.keep();
-    Ok(reflinked)
-}
-
-struct RemoveOnDrop(Option<PathBuf>);
-
-impl RemoveOnDrop {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for RemoveOnDrop {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 

@@ -26,6 +26,8 @@ mod process;
 mod report;
 mod sources;
 mod space;
+mod sparse;
+mod stages;
 mod store;
 
 use std::{
@@ -42,7 +44,8 @@ pub use catalogue::{Catalogue, Definition, Distribution};
 pub use error::EnvironmentError;
 pub use prerequisites::{Prerequisite, prerequisites};
 pub use report::{
-    EnvironmentReport, EnvironmentSummary, FileReport, InstalledReport, KernelReport, PruneReport, Removed,
+    EnvironmentReport, EnvironmentSummary, FileReport, InstalledReport, KernelReport, PruneReport,
+    Removed,
 };
 pub use space::free_bytes;
 
@@ -102,9 +105,17 @@ pub struct Installed {
 impl Installed {
     fn new(name: &str, parts: Parts) -> Self {
         let digest = |files: &std::collections::BTreeMap<String, store::FileRecord>, name: &str| {
-            files.get(name).map(|file| file.sha256.clone()).unwrap_or_default()
+            files
+                .get(name)
+                .map(|file| file.sha256.clone())
+                .unwrap_or_default()
         };
-        let Parts { rootfs, kernel, initramfs, built } = parts;
+        let Parts {
+            rootfs,
+            kernel,
+            initramfs,
+            built,
+        } = parts;
         Self {
             name: name.to_owned(),
             version: rootfs.manifest.details.version.clone(),
@@ -126,14 +137,17 @@ impl Installed {
     /// # Errors
     /// `disk_full`, `io`; nothing is left at `to`.
     pub fn clone_rootfs(&self, to: &Path, min_size: u64) -> Result<(), EnvironmentError> {
-        image::clone_sparse(&self.rootfs, to, min_size)
+        sparse::clone(&self.rootfs, to, min_size)
             .map(|_reflinked| ())
             .map_err(|e| EnvironmentError::io("copy the root file system to", to, e))
     }
 
     /// Returns the files that another process locks with [`hold`] to keep this environment's files for itself.
     pub fn lease_paths(&self) -> Vec<PathBuf> {
-        [&self.rootfs, &self.kernel, &self.initramfs].into_iter().map(|file| file.with_file_name(store::LEASE)).collect()
+        [&self.rootfs, &self.kernel, &self.initramfs]
+            .into_iter()
+            .map(|file| file.with_file_name(store::LEASE))
+            .collect()
     }
 
     /// Returns the open leases. A child that inherits them holds the files as well.
@@ -163,7 +177,9 @@ impl Environments {
     pub fn new(paths: &Paths, agent: AgentSource) -> Self {
         Self {
             inner: Arc::new(Inner {
-                store: Store { root: paths.cache.clone() },
+                store: Store {
+                    root: paths.cache.clone(),
+                },
                 user_catalogue: paths.config.join(USER_CATALOGUE),
                 agent,
                 agent_sha256: OnceLock::new(),
@@ -179,7 +195,9 @@ impl Environments {
         Builder {
             store: &inner.store,
             agent: inner.agent.0,
-            agent_sha256: inner.agent_sha256.get_or_init(|| store::digest_of(&[inner.agent.0])),
+            agent_sha256: inner
+                .agent_sha256
+                .get_or_init(|| store::digest_of(&[inner.agent.0])),
             apt_dir: &inner.apt_dir,
             program: &inner.program,
             check_space: inner.check_space,
@@ -200,7 +218,10 @@ impl Environments {
     /// As [`Environments::catalogue`].
     pub fn list(&self) -> Result<Vec<EnvironmentSummary>, EnvironmentError> {
         let builder = self.builder();
-        self.catalogue()?.iter().map(|definition| report::summary(&builder, definition)).collect()
+        self.catalogue()?
+            .iter()
+            .map(|definition| report::summary(&builder, definition))
+            .collect()
     }
 
     /// Returns everything about one environment. What is installed is digested, which takes about a second.
@@ -224,7 +245,15 @@ impl Environments {
         options: PullOptions,
         progress: &dyn Progress,
     ) -> Result<Installed, EnvironmentError> {
-        self.prepare(name, if options.refresh { Look::Rebuild } else { Look::Thorough }, progress)
+        self.prepare(
+            name,
+            if options.refresh {
+                Look::Rebuild
+            } else {
+                Look::Thorough
+            },
+            progress,
+        )
     }
 
     /// Like [`Environments::pull`], for the path of every machine: what is installed is recognised by the identity of
@@ -232,14 +261,26 @@ impl Environments {
     ///
     /// # Errors
     /// As [`Environments::pull`].
-    pub fn ensure(&self, name: &str, progress: &dyn Progress) -> Result<Installed, EnvironmentError> {
+    pub fn ensure(
+        &self,
+        name: &str,
+        progress: &dyn Progress,
+    ) -> Result<Installed, EnvironmentError> {
         self.prepare(name, Look::Quick, progress)
     }
 
-    fn prepare(&self, name: &str, look: Look, progress: &dyn Progress) -> Result<Installed, EnvironmentError> {
+    fn prepare(
+        &self,
+        name: &str,
+        look: Look,
+        progress: &dyn Progress,
+    ) -> Result<Installed, EnvironmentError> {
         let catalogue = self.catalogue()?;
         let definition = catalogue.get(name)?;
-        Ok(Installed::new(name, self.builder().ensure(definition, look, progress)?))
+        Ok(Installed::new(
+            name,
+            self.builder().ensure(definition, look, progress)?,
+        ))
     }
 
     /// Removes what nobody needs: leftovers of interrupted builds, builds that are out of date, environments that the
@@ -261,19 +302,27 @@ impl Environments {
             let slot = builder.rootfs_slot(definition);
             let up_to_date = slot
                 .current::<build::RootfsDetails>()?
-                .is_some_and(|build| build.manifest.recipe == definition.recipe(bootstrap::REVISION));
+                .is_some_and(|build| {
+                    build.manifest.recipe == definition.recipe(bootstrap::REVISION)
+                });
             if !up_to_date {
                 continue;
             }
             rootfses.push(slot.dir);
             // A kernel file that is gone takes its slot with it.
-            let Ok((slot, _)) = builder.kernel_slot(definition) else { continue };
+            let Ok((slot, _)) = builder.kernel_slot(definition) else {
+                continue;
+            };
             if let Some(kernel) = slot.current::<build::KernelDetails>()? {
                 initramfses.push(builder.initramfs_slot(&kernel.manifest).0.dir);
             }
             kernels.push(slot.dir);
         }
-        for (kind, needed) in [(ENVIRONMENTS, rootfses), (KERNELS, kernels), (INITRAMFSES, initramfses)] {
+        for (kind, needed) in [
+            (ENVIRONMENTS, rootfses),
+            (KERNELS, kernels),
+            (INITRAMFSES, initramfses),
+        ] {
             for key in store.keys(kind) {
                 let slot = store.slot(kind, &key);
                 let (freed, in_use) = slot.remove_unused(!needed.contains(&slot.dir));

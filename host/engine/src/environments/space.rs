@@ -32,9 +32,14 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
 /// # Errors
 /// [`EnvironmentError::DiskFull`] with both figures.
 pub(crate) fn check(path: &Path, needed: u64) -> Result<(), EnvironmentError> {
-    let free = free_bytes(path).map_err(|e| EnvironmentError::io("ask for the free space of", path, e))?;
+    let free =
+        free_bytes(path).map_err(|e| EnvironmentError::io("ask for the free space of", path, e))?;
     if free < needed {
-        return Err(EnvironmentError::DiskFull { path: path.to_owned(), needed: Some(needed), free: Some(free) });
+        return Err(EnvironmentError::DiskFull {
+            path: path.to_owned(),
+            needed: Some(needed),
+            free: Some(free),
+        });
     }
     Ok(())
 }
@@ -56,6 +61,9 @@ mod tests {
         let error = check(dir.path(), u64::MAX).unwrap_err();
         assert_eq!(error.code(), crate::ErrorCode::DiskFull);
         let text = error.to_string();
-        assert!(text.contains(&u64::MAX.to_string()) && text.contains("MiB free"), "{text}");
+        assert!(
+            text.contains(&u64::MAX.to_string()) && text.contains("MiB free"),
+            "{text}"
+        );
     }
 }
