@@ -2,7 +2,8 @@
 //!
 //! Every operation has its own stream connection (vsock in a microVM, a socket pair in tests). The host opens it to
 //! [`AGENT_PORT`], sends one [`HostFrame::Open`] that names the operation, and reads [`GuestFrame`]s until the last one
-//! of that operation. Dropping the connection cancels the operation.
+//! of that operation. Dropping the connection cancels the operation, and so does closing only the host's writing side:
+//! keep it open until the last frame; `StdinEof` is what ends a command's stdin.
 //!
 //! ```text
 //! frame    := length:u32le kind:u8 payload      length counts kind and payload, 1..=MAX_FRAME_BYTES

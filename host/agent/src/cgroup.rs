@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 /// How many cgroups are kept ready.
 const READY: usize = 8;
-/// Above this many cgroups that could not be removed yet, some are given up for good at each attempt to keep the list
-/// bounded; their directories stay until the machine ends.
+/// Above this many cgroups that wait for their removal, one that cannot be removed is given up for good, to keep the list
+/// bounded; its directory stays until the machine ends.
 const RETIRED_MAX: usize = 512;
 
 /// The cgroup below which commands get theirs.
@@ -98,15 +98,26 @@ impl CgroupRoot {
         !self.retired.is_empty() || self.ready.len() < READY
     }
 
-    /// Does one piece of the work that was put off: removes a cgroup or makes one ready. Returns false when a cgroup
-    /// could not be removed because it still holds processes; it is tried again after the others.
+    /// Does one piece of the work that was put off: removes a cgroup or makes one ready. Returns false when the kernel
+    /// refused, because a cgroup still holds processes or no more can be made; the caller then waits before the next.
     pub fn tidy(&mut self) -> bool {
-        if self.ready.len() < READY
-            && let Ok(cgroup) = self.create()
-        {
-            self.ready.push(cgroup);
-            return true;
+        if self.ready.len() < READY {
+            return match self.create() {
+                Ok(cgroup) => {
+                    self.ready.push(cgroup);
+                    true
+                }
+                // Room is made by removing.
+                Err(_) => {
+                    self.remove_one();
+                    false
+                }
+            };
         }
+        self.remove_one()
+    }
+
+    fn remove_one(&mut self) -> bool {
         if self.retired.is_empty() {
             return true;
         }
