@@ -81,12 +81,10 @@ impl Qemu {
 
     fn start_rings(&mut self, positions: [u16; 2]) {
         let memory = self.mem.get_host_address(GuestAddress(0)).unwrap() as u64;
-        for index in 0..2 {
+        for (index, &position) in positions.iter().enumerate() {
             let base = memory + self.rings[index].base;
             self.frontend.set_vring_num(index, RING_SIZE).unwrap();
-            self.frontend
-                .set_vring_base(index, positions[index])
-                .unwrap();
+            self.frontend.set_vring_base(index, position).unwrap();
             let addresses = VringConfigData {
                 queue_max_size: RING_SIZE,
                 queue_size: RING_SIZE,

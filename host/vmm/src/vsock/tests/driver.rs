@@ -48,6 +48,9 @@ pub enum Shape {
     Pieces(usize),
 }
 
+/// The descriptors of a chain: number, address and length of each.
+pub type Chain = Vec<(u16, u64, u32)>;
+
 /// The driver's half of one ring.
 pub struct DriverRing {
     /// Address of the descriptors; the available ring is 0x2000 behind, the used ring 0x4000.
@@ -56,7 +59,7 @@ pub struct DriverRing {
     avail: u16,
     used: u16,
     /// Chains the device has: head to descriptors and their memory.
-    pub flying: HashMap<u16, Vec<(u16, u64, u32)>>,
+    pub flying: HashMap<u16, Chain>,
     /// A fixed piece of memory per descriptor.
     heap: u64,
 }
@@ -176,7 +179,7 @@ impl DriverRing {
     }
 
     /// Takes back the chains the device has finished: their memory and the length it reports.
-    pub fn reap(&mut self, mem: &GuestMemoryMmap) -> Vec<(Vec<(u16, u64, u32)>, u32)> {
+    pub fn reap(&mut self, mem: &GuestMemoryMmap) -> Vec<(Chain, u32)> {
         let index: u16 = mem.read_obj(GuestAddress(self.base + 0x4000 + 2)).unwrap();
         let mut done = Vec::new();
         while self.used != index {
