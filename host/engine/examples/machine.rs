@@ -1,8 +1,11 @@
 //! Boots a machine from files and measures it, without the `pyro` program.
 //!
 //! ```text
-//! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--boots N] [--execs N] [-- COMMAND...]
+//! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--home DIR] [--boots N] [--execs N] [-- COMMAND...]
 //! ```
+//!
+//! It works in a directory under `/tmp`, or in `--home`. With `PYRO_TRACE` set it prints every command's times, with
+//! `PYRO_VERBOSE` the guest's kernel says everything on the console.
 //!
 //! Started as `vmm --run-dir DIR` it is a VM process, which is also how the tests of this crate get one.
 #![allow(clippy::print_stdout, reason = "a development program prints its measurements")]
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
 }
 
 async fn measure(arguments: &[String]) -> Result<(), EngineError> {
+    let mut home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
     let (mut boots, mut execs, mut files, mut argv) = (1, 0, Vec::new(), vec!["true".to_owned()]);
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -49,12 +53,13 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         match argument.as_str() {
             "--boots" => boots = number(),
             "--execs" => execs = number(),
+            "--home" => home = rest.next().map(PathBuf::from).unwrap_or(home),
             "--" => argv = rest.by_ref().cloned().collect(),
             file => files.push(PathBuf::from(file)),
         }
     }
     let [kernel, initramfs, rootfs] = files.as_slice() else {
-        println!("usage: machine KERNEL INITRAMFS ROOTFS [--boots N] [--execs N] [-- COMMAND...]");
+        println!("usage: machine KERNEL INITRAMFS ROOTFS [--home DIR] [--boots N] [--execs N] [-- COMMAND...]");
         return Ok(());
     };
     let files = BootFiles {
@@ -64,7 +69,6 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         version: "example".to_owned(),
         leases: Vec::new(),
     };
-    let home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
     let paths = Paths::below(&home);
     let mut options = EngineOptions::with_agent(AgentSource(&[]))?;
     options.verbose_console = std::env::var_os("PYRO_VERBOSE").is_some();
@@ -99,7 +103,7 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
             output.trim()
         );
     }
-    std::fs::remove_dir_all(&home).map_err(|e| EngineError::io("remove the example's directory", &e))
+    Ok(())
 }
 
 async fn run(machine: &Machine, argv: &[String]) -> Result<(String, Duration), EngineError> {
@@ -114,11 +118,19 @@ async fn run(machine: &Machine, argv: &[String]) -> Result<(String, Duration), E
         })
         .await?;
     let mut output = String::new();
+    let mut started = Duration::ZERO;
+    let trace = std::env::var_os("PYRO_TRACE").is_some();
     loop {
         match session.next().await? {
             ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => output.push_str(&String::from_utf8_lossy(&bytes)),
-            ExecEvent::Exited(_) => return Ok((output, begun.elapsed())),
-            ExecEvent::Started { .. } => {}
+            ExecEvent::Exited(exit) => {
+                let took = begun.elapsed();
+                if trace {
+                    println!("started {started:.1?} exited {took:.1?}, in the guest {:.1?}, cpu {:.1?}", exit.duration, exit.cpu);
+                }
+                return Ok((output, took));
+            }
+            ExecEvent::Started { .. } => started = begun.elapsed(),
         }
     }
 }

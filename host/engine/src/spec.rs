@@ -172,9 +172,9 @@ pub struct BootTimings {
     pub spawn_ms: f64,
     /// Making the machine's disk.
     pub disk_ms: f64,
-    /// From starting the engine to the start of the kernel's clock.
+    /// From starting the engine to the start of the guest's monotonic clock, early in its kernel.
     pub engine_ms: f64,
-    /// From the start of the kernel's clock to the agent's start in the initramfs.
+    /// From the start of the guest's clock to the agent's start in the initramfs.
     pub kernel_ms: f64,
     /// From the agent's start to its readiness.
     pub agent_ms: f64,
