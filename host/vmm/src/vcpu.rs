@@ -307,6 +307,8 @@ impl Vcpu {
             .spawn(move || {
                 let index = shared.control.enter(page.clone());
                 let _ = ready.send(());
+                // The owner may have blocked it, and threads inherit that.
+                let _ = vmm_sys_util::signal::unblock_signal(kick_signal());
                 if (shared.setup)() {
                     let mut vcpu = self;
                     vcpu.run(&shared, &page);
