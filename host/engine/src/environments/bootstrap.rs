@@ -331,7 +331,12 @@ fn explain(
     EnvironmentError::Build {
         environment: environment.to_owned(),
         message: format!("{doing} ended with {how}"),
-        tail: tail.to_vec(),
+        // mmdebstrap goes on to tell how it cleans up.
+        tail: tail
+            .iter()
+            .filter(|line| !line.starts_with("I: "))
+            .cloned()
+            .collect(),
         hint: hint.map(str::to_owned),
         retryable,
     }
@@ -418,7 +423,8 @@ mod tests {
             text.ends_with("Temporary failure resolving 'm.example'"),
             "{text}"
         );
-        let package = explained(&["E: Unable to locate package gti"]);
+        let package = explained(&["E: Unable to locate package gti", "I: removing tempdir /x"]);
+        assert!(package.to_string().ends_with("package gti"), "{package}");
         assert!(!package.retryable() && package.hint().unwrap().contains("packages"));
         assert!(
             explained(&["W: GPG error: NO_PUBKEY 6ED0E7B8"])

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal};
 use super::error::EnvironmentError;
 
 /// Lines kept for an error message.
-const TAIL_LINES: usize = 12;
+const TAIL_LINES: usize = 16;
 /// A line longer than this is cut; programs that draw progress bars make endless ones.
 const MAX_LINE_BYTES: usize = 4096;
 /// How often the caller is asked whether it gave up, and told that time passes.
