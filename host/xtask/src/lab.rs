@@ -9,6 +9,9 @@
 //! - `$PYRO_LAB_RESULTS`, a directory shared read-write with the host;
 //! - a working `/dev/kvm`, and no network.
 //!
+//! The first read of a file by the inner machine is slow (a round trip to the host per 128 KiB):
+//! what is measured should be copied to `/dev/shm` first.
+//!
 //! The command's output is streamed, and its exit code becomes the lab's. The kernel log is
 //! kept in `lab/console.log` of the cache directory. A lab that cannot start is an error.
 //!
@@ -18,7 +21,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -48,7 +51,8 @@ impl LabOptions {
     pub fn new(target: &Path, command: Vec<String>) -> LabOptions {
         LabOptions {
             mem_mib: 6144,
-            cpus: 2,
+            // One is fastest: QEMU runs all of them in turns on one host thread.
+            cpus: 1,
             timeout: Duration::from_secs(540),
             cache: target.join("lab"),
             results: target.join("lab/results"),
@@ -250,7 +254,9 @@ pub fn run_with(options: &LabOptions) -> Result<i32> {
         std::thread::sleep(Duration::from_millis(20));
     };
     drop(helpers);
-    for copier in [out, err] {
+    for (copier, socket) in [(out, &out_socket), (err, &err_socket)] {
+        // A machine that never came up has not connected: end the wait for it.
+        let _ = UnixStream::connect(socket);
         let _ = copier.join();
     }
 
