@@ -23,6 +23,7 @@ mod validate;
 pub use diagnostic::{Diagnostic, LoadError};
 pub use error::ToolError;
 pub use profile::{Builtins, HostSettings, Limits, ResolvedComponent, ResolvedProfile};
+pub use runtime::pack;
 pub use tool::{
     Annotations, CallInput, CallObserver, CallOptions, CliForm, Content, ContentBody, NoObserver, OutputStream,
     ToolDef, ToolOutcome,

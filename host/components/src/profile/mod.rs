@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 pub use describe::{ComponentDescription, ProfileDescription, ToolDescription};
 pub use grants::{ExecScope, GrantSet, MachinesScope};
 pub(crate) use narrow::{BoundTool, bind_tools};
-pub(crate) use raw::{At, Locator, Narrowing};
+pub(crate) use raw::{Locator, Narrowing};
 
 use crate::component::ComponentScan;
 

@@ -23,5 +23,6 @@ mod vm;
 pub(crate) use aot::AotCache;
 pub(crate) use call::{CallRequest, call};
 pub(crate) use engine::runtime;
+pub use prepare::pack;
 pub(crate) use prepare::{Prepared, prepare};
 pub(crate) use state::config_json;

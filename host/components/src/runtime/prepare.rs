@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::Store;
+use wasmtime::component::Component;
 
 use super::aot::AotCache;
 use super::bindings::PlatformPre;
@@ -13,9 +14,9 @@ use super::engine::runtime;
 use super::link::linker;
 use super::meter::CallClock;
 use super::state::CallState;
-use crate::component::{ToolSpec, first_difference};
+use crate::component::{ComponentScan, ToolSpec, append_manifest, first_difference, lint_tools, manifest_json};
 use crate::error::ToolError;
-use crate::profile::{Limits, ResolvedComponent};
+use crate::profile::{ExecScope, GrantSet, Limits, MachinesScope, ResolvedComponent};
 use crate::tool::NoObserver;
 
 /// What `list-tools` may use. It only says what is known when the component is built.
@@ -64,6 +65,32 @@ pub(crate) fn prepare(component: &ResolvedComponent, cache: &AotCache) -> Result
             .with_hint("write the section again with `pyro plugin pack`"));
     }
     Ok(Prepared { pre, tools: Arc::new(listed) })
+}
+
+/// Returns `wasm` with the `pyro:manifest` section that says what its `list-tools` answers.
+///
+/// # Errors
+/// `plugin_invalid` when it is not a component for this pyro, or when its tools cannot be offered.
+pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
+    let invalid = |message: String| ToolError::new("plugin_invalid", message);
+    let scan = ComponentScan::read(wasm)
+        .map_err(|error| invalid(format!("not a component: {error}")).with_hint(error.hint()))?;
+    if scan.tools.is_some() {
+        return Err(invalid("it already has a `pyro:manifest` section".to_owned()).with_hint("pack a new build of it"));
+    }
+    let runtime = runtime().map_err(|message| ToolError::new("internal", message))?;
+    let everything = GrantSet { machines: Some(MachinesScope::default()), exec: Some(ExecScope::default()) };
+    let pre = Component::new(&runtime.engine, wasm)
+        .and_then(|component| linker(&runtime.engine, &everything)?.instantiate_pre(&component))
+        .and_then(PlatformPre::new)
+        .map_err(|error| invalid(format!("it does not fit this pyro: {error:#}")))?;
+    let tools = list_tools(&pre, "component")?;
+    let refused: Vec<String> =
+        lint_tools(&mut tools.clone()).into_iter().filter(|f| !f.repaired).map(|f| f.message).collect();
+    if !refused.is_empty() {
+        return Err(invalid(refused.join("; ")));
+    }
+    Ok(append_manifest(wasm, &manifest_json(&tools)))
 }
 
 /// Asks a component for its tools, in an instance with no configuration and no machines.
