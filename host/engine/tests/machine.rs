@@ -1,11 +1,11 @@
 //! Machines, for real: every test boots one on the software engine and looks at it from outside.
 //!
-//! They need an installed environment (`PYRO_HOME`), the guest agent's file (`PYRO_AGENT`) and this crate's example
+//! They need an installed environment (`PYRO_TEST_HOME`), the guest agent's file (`PYRO_AGENT`) and this crate's example
 //! `machine` as the VM process, so they are run on request:
 //!
 //! ```text
 //! cargo build -p pyro-engine --example machine
-//! PYRO_HOME=... PYRO_AGENT=... cargo test -p pyro-engine --test machine -- --ignored --test-threads 2
+//! PYRO_TEST_HOME=... PYRO_AGENT=... cargo test -p pyro-engine --test machine -- --ignored --test-threads 2
 //! ```
 
 use std::{
@@ -40,7 +40,7 @@ fn host() -> Host {
 
 /// An engine with a run directory of its own over the environments of `PYRO_HOME`.
 fn host_with(change: impl FnOnce(&mut EngineOptions)) -> Host {
-    let shared = std::env::var_os("PYRO_HOME").expect("PYRO_HOME names a home with debian:12 installed");
+    let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
     let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
     let agent = AgentSource(fs::read(agent).unwrap().leak());
     let installed =

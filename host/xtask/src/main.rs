@@ -8,6 +8,7 @@
 mod bench;
 mod check;
 mod demo;
+mod lab;
 mod setup;
 mod shell;
 mod test;
@@ -35,6 +36,12 @@ enum Task {
     Check,
     /// Measure, and print medians
     Bench(bench::Options),
+    /// Run a command on a machine with a working KVM: a software CPU with nested SVM
+    Lab {
+        /// The command; the host's files are there, read-only
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -47,6 +54,10 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&root, &options),
         Task::Check => check::run(&root),
         Task::Bench(options) => bench::run(&root, &options),
+        Task::Lab { command } => {
+            let code = lab::run(&shell::target_dir(&root), &command)?;
+            std::process::exit(code);
+        }
     }
 }
 
