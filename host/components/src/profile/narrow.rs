@@ -170,7 +170,7 @@ fn narrow(
     let is_required =
         |argument: &str| original.get("required").and_then(Value::as_array).is_some_and(|r| r.iter().any(|n| n == argument));
     let mut used: Vec<&str> = Vec::new();
-    let mut usable = |argument: &At<String>, what: &str, report: &mut dyn FnMut(&'static str, usize, String, Option<String>)| {
+    let usable = |argument: &At<String>, what: &str, report: &mut dyn FnMut(&'static str, usize, String, Option<String>)| {
         if !properties.contains_key(&argument.value) {
             let hint = match suggestion(&argument.value, properties.keys().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`?"),

@@ -1,0 +1,7 @@
+//! The component host against well-behaved, broken and hostile components. No test needs a microVM.
+
+mod cache;
+mod calls;
+mod loading;
+mod profiles;
+mod support;
