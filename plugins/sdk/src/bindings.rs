@@ -8,7 +8,7 @@
 
 wit_bindgen::generate!({
     path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-plugin"],
-    world: "pyro:plugin/platform",
+    world: "pyro:plugin/catalogue",
     generate_all,
     pub_export_macro: true,
     export_macro_name: "export_platform",

@@ -66,7 +66,10 @@ pub mod host {
 
 /// MicroVMs; each module needs the grant of its name.
 pub mod vm {
-    pub use crate::bindings::pyro::vm::{exec, machines, types};
+    pub use crate::bindings::pyro::vm::{
+        environments, exec, files, host_files, machine_lifecycle, machines, ports, services, terminals, types,
+        workspaces,
+    };
 }
 
 /// Makes a component of tools. Call it once, at the root of a crate.
