@@ -25,7 +25,6 @@ pub struct Edited {
 
 /// Why nothing was replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[expect(missing_docs, reason = "the messages say it")]
 pub enum EditError {
     #[error("old_text is empty")]
     Empty,

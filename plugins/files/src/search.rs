@@ -86,7 +86,6 @@ pub struct LineMatch {
 
 /// Why a search cannot be made.
 #[derive(Debug, Error)]
-#[expect(missing_docs, reason = "the messages say it")]
 pub enum SearchError {
     #[error("pattern `{pattern}`: {reason}")]
     Pattern { pattern: String, reason: String },

@@ -1,0 +1,205 @@
+//! `workspace_file_search`.
+
+use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_tree::{Tree, TreeLimits, WORKSPACE, below_workspace};
+use serde::{Deserialize, Serialize};
+
+use crate::ignored::Selection;
+use crate::search::{self, Case, Query};
+use pyro_plugin_guest::{Guest, Kind, invalid};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// Workspace
+    pub workspace_id: String,
+    /// Regular expression
+    pub pattern: String,
+    /// Directory or file in /workspace
+    #[serde(default = "workspace")]
+    pub path: String,
+    /// Take pattern as plain text
+    #[serde(default)]
+    pub literal: bool,
+    /// How letters compare; smart ignores case for a lower-case pattern
+    #[serde(default)]
+    pub case: CaseArgument,
+    /// As `*.rs`; `!` leaves out
+    #[serde(default)]
+    pub globs: Vec<String>,
+    /// Lines around a match
+    #[serde(default)]
+    #[schemars(range(max = 20))]
+    pub context: u32,
+    /// Matching lines at most
+    #[serde(default = "max_results")]
+    #[schemars(range(min = 1, max = 2000))]
+    pub max_results: u32,
+    /// Also hidden files
+    #[serde(default)]
+    pub hidden: bool,
+    /// Also what ignore files name
+    #[serde(default)]
+    pub no_ignore: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum CaseArgument {
+    #[default]
+    Sensitive,
+    Insensitive,
+    Smart,
+}
+
+fn workspace() -> String {
+    WORKSPACE.to_owned()
+}
+
+fn max_results() -> u32 {
+    100
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Output {
+    pub workspace_id: String,
+    pub path: String,
+    pub matches: Vec<Match>,
+    pub files_searched: u64,
+    pub files_matched: u64,
+    /// Files passed over: binary
+    pub binary_skipped: u64,
+    /// Files passed over: over 8 MiB
+    pub large_skipped: u64,
+    /// More matches may exist
+    pub truncated: bool,
+    pub execution_mode: String,
+}
+
+/// A matching line.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Match {
+    pub path: String,
+    /// From 1
+    pub line: u64,
+    /// From 1, in characters
+    pub column: u64,
+    pub text: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub before: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
+    pub after: Vec<String>,
+}
+
+/// Searches text files.
+pub struct FileSearch;
+
+impl Tool for FileSearch {
+    const NAME: &'static str = "workspace_file_search";
+    const DESCRIPTION: &'static str =
+        "Finds lines in text files by ripgrep's rules; honours ignore files.";
+    const HINTS: Hints = Hints::READ_ONLY;
+    type Arguments = Arguments;
+    type Output = Output;
+
+    fn cli() -> Option<Cli> {
+        Some(Cli {
+            path: vec!["workspace", "file", "search"],
+            positionals: vec!["workspace_id", "pattern", "path"],
+            ..Cli::default()
+        })
+    }
+
+    fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+        let guest = Guest::open(&arguments.workspace_id, "workspace_file_search")?;
+        let path = pyro_plugin_guest::path(&arguments.path)?;
+        let is_directory = guest.stat(&path)?.kind == Kind::Directory;
+        let directory = if is_directory {
+            path.as_str()
+        } else {
+            path.rsplit_once('/')
+                .map_or(WORKSPACE, |(parent, _)| parent)
+        };
+        let query = Query {
+            pattern: arguments.pattern,
+            literal: arguments.literal,
+            case: match arguments.case {
+                CaseArgument::Sensitive => Case::Sensitive,
+                CaseArgument::Insensitive => Case::Insensitive,
+                CaseArgument::Smart => Case::Smart,
+            },
+            context: arguments.context as usize,
+            max_results: arguments.max_results as usize,
+            // A file that was named is searched whatever its name.
+            selection: Selection {
+                globs: arguments.globs,
+                hidden: arguments.hidden || !is_directory,
+                no_ignore: arguments.no_ignore || !is_directory,
+            },
+        };
+        let below = below_workspace(directory);
+        let parents = if query.selection.no_ignore {
+            Vec::new()
+        } else {
+            rules_above(&guest, below)?
+        };
+        let mut tree = Tree::index(guest.archive(&path)?, &TreeLimits::default())
+            .map_err(|e| invalid(e.to_string()))?;
+        let prefix = if below.is_empty() {
+            String::new()
+        } else {
+            format!("{below}/")
+        };
+        let found = search::search(&mut tree, &prefix, &parents, &query)
+            .map_err(|e| invalid(e.to_string()))?;
+        Ok(Output {
+            workspace_id: arguments.workspace_id,
+            path,
+            matches: found
+                .matches
+                .into_iter()
+                .map(|found| Match {
+                    path: format!("{WORKSPACE}/{}", found.path),
+                    line: found.line,
+                    column: found.column as u64,
+                    text: found.text,
+                    before: found.before,
+                    after: found.after,
+                })
+                .collect(),
+            files_searched: found.files_searched as u64,
+            files_matched: found.files_matched as u64,
+            binary_skipped: found.binary_skipped as u64,
+            large_skipped: found.large_skipped as u64,
+            truncated: found.truncated,
+            execution_mode: guest.execution_mode(),
+        })
+    }
+}
+
+/// The ignore files of the directories above the one that is searched.
+fn rules_above(guest: &Guest, below: &str) -> Result<Vec<(String, bool, String)>, ToolError> {
+    let mut rules = Vec::new();
+    let mut directory = below;
+    while !directory.is_empty() {
+        directory = directory.rsplit_once('/').map_or("", |(parent, _)| parent);
+        for (name, git) in [(".gitignore", true), (".ignore", false)] {
+            let path = format!("{WORKSPACE}/{directory}/{name}").replace("//", "/");
+            if guest
+                .find(&path)?
+                .is_some_and(|entry| entry.kind == Kind::File)
+            {
+                let (text, _) = guest.read(&path, 0, 1 << 20)?;
+                rules.push((
+                    directory.to_owned(),
+                    git,
+                    String::from_utf8_lossy(&text).into_owned(),
+                ));
+            }
+        }
+    }
+    Ok(rules)
+}
