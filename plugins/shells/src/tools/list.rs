@@ -1,0 +1,62 @@
+//! `shell_list`.
+
+use pyro_plugin_guest::Guest;
+use pyro_plugin_sdk::vm::terminals;
+use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use serde::{Deserialize, Serialize};
+
+use crate::shape::Shell;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// Workspace
+    pub workspace_id: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Output {
+    pub workspace_id: String,
+    pub count: usize,
+    pub running_count: usize,
+    /// In the order they were opened
+    pub shells: Vec<Shell>,
+}
+
+/// Lists shells.
+pub struct ShellList;
+
+impl Tool for ShellList {
+    const NAME: &'static str = "shell_list";
+    const DESCRIPTION: &'static str = "Lists a workspace's shells.";
+    const HINTS: Hints = Hints::READ_ONLY;
+    type Arguments = Arguments;
+    type Output = Output;
+
+    fn cli() -> Option<Cli> {
+        Some(Cli {
+            path: vec!["workspace", "shell", "list"],
+            positionals: vec!["workspace_id"],
+            ..Cli::default()
+        })
+    }
+
+    fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+        let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
+        let mut shells: Vec<Shell> = terminals::list(guest.machine())?
+            .into_iter()
+            .map(|info| Shell::new(&arguments.workspace_id, &guest, info))
+            .collect();
+        shells.sort_by(|a, b| a.started_at.total_cmp(&b.started_at));
+        let running_count = shells
+            .iter()
+            .filter(|shell| shell.state == "running")
+            .count();
+        Ok(Output {
+            workspace_id: arguments.workspace_id,
+            count: shells.len(),
+            running_count,
+            shells,
+        })
+    }
+}

@@ -1,0 +1,9 @@
+//! One file per tool.
+
+pub mod close;
+pub mod list;
+pub mod open;
+pub mod read;
+pub mod resize;
+pub mod signal;
+pub mod write;
