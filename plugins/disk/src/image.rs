@@ -14,7 +14,6 @@ const MAX_VISITED: usize = 200_000;
 
 /// Why a disk cannot be listed or read.
 #[derive(Debug, Error)]
-#[expect(missing_docs, reason = "the messages say it")]
 pub enum ImageError {
     #[error("workspace disk path does not exist: {0}")]
     NotFound(String),
@@ -28,7 +27,6 @@ pub enum ImageError {
 
 /// What a path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
     File,
     Directory,

@@ -1,0 +1,95 @@
+//! `workspace_disk_list`.
+
+use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use serde::{Deserialize, Serialize};
+
+use crate::image::Listed;
+use crate::path::WORKSPACE;
+
+/// Entries of one listing; the result says when there are more.
+const MAX_ENTRIES: usize = 5_000;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// Stopped workspace
+    pub workspace_id: String,
+    /// Path on the disk; relative to /workspace
+    #[serde(default = "workspace")]
+    pub path: String,
+    /// Whole tree
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+fn workspace() -> String {
+    WORKSPACE.to_owned()
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Output {
+    pub workspace_id: String,
+    pub path: String,
+    pub recursive: bool,
+    /// Sorted by path
+    pub entries: Vec<Artifact>,
+    /// More entries exist
+    pub truncated: bool,
+}
+
+/// A path of the disk.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Artifact {
+    pub path: String,
+    /// file, directory or symlink
+    pub artifact_type: String,
+    /// 0 for a directory, the target's length for a symlink
+    pub size_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_target: Option<String>,
+}
+
+impl From<Listed> for Artifact {
+    fn from(listed: Listed) -> Artifact {
+        Artifact {
+            path: listed.path,
+            artifact_type: listed.kind.as_str().to_owned(),
+            size_bytes: listed.size,
+            link_target: listed.link_target,
+        }
+    }
+}
+
+/// Lists the disk of a stopped workspace.
+pub struct DiskList;
+
+impl Tool for DiskList {
+    const NAME: &'static str = "workspace_disk_list";
+    const DESCRIPTION: &'static str = "Lists files on a stopped workspace's disk.";
+    const HINTS: Hints = Hints::READ_ONLY;
+    type Arguments = Arguments;
+    type Output = Output;
+
+    fn cli() -> Option<Cli> {
+        Some(Cli {
+            path: vec!["workspace", "disk", "list"],
+            positionals: vec!["workspace_id", "path"],
+            ..Cli::default()
+        })
+    }
+
+    fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+        let path = super::path(&arguments.path)?;
+        let image = super::image(&arguments.workspace_id, Self::NAME)?;
+        let (entries, truncated) = image
+            .list(&path, arguments.recursive, MAX_ENTRIES)
+            .map_err(super::failed)?;
+        Ok(Output {
+            workspace_id: arguments.workspace_id,
+            path,
+            recursive: arguments.recursive,
+            entries: entries.into_iter().map(Artifact::from).collect(),
+            truncated,
+        })
+    }
+}
