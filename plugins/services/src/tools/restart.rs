@@ -1,0 +1,58 @@
+//! `service_restart`.
+
+use pyro_plugin_guest::Guest;
+use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use serde::Deserialize;
+
+use crate::notes::Notes;
+use crate::shape::{Service, name};
+use crate::tools::stop::stop;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Arguments {
+    /// Workspace
+    pub workspace_id: String,
+    /// Service, running or not
+    pub service_name: String,
+}
+
+/// Stops a service and starts it again as it was started.
+pub struct ServiceRestart;
+
+impl Tool for ServiceRestart {
+    const NAME: &'static str = "service_restart";
+    const DESCRIPTION: &'static str =
+        "Stops a service and starts it again with its command and readiness.";
+    const HINTS: Hints = Hints {
+        destructive: Some(true),
+        ..Hints::CONTAINED
+    };
+    type Arguments = Arguments;
+    type Output = Service;
+
+    fn cli() -> Option<Cli> {
+        Some(Cli {
+            path: vec!["workspace", "service", "restart"],
+            positionals: vec!["workspace_id", "service_name"],
+            ..Cli::default()
+        })
+    }
+
+    fn call(arguments: Arguments, call: &Call) -> Result<Service, ToolError> {
+        let name = name(&arguments.service_name)?;
+        let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
+        let old = stop(&guest, &arguments.workspace_id, &name)?;
+        let notes = Notes {
+            ready_at: None,
+            stop_reason: None,
+            ..Notes::read(&old.meta)
+        };
+        let info = crate::start::start(&guest, &arguments.workspace_id, &name, &notes, call)?;
+        Ok(Service::new(
+            &arguments.workspace_id,
+            guest.execution_mode(),
+            info,
+        ))
+    }
+}
