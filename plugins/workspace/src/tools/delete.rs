@@ -1,0 +1,46 @@
+//! `workspace_delete`.
+
+use pyro_plugin_guest::open;
+use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use serde::Serialize;
+
+use crate::tools::OneWorkspace;
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Output {
+    pub workspace_id: String,
+    pub deleted: bool,
+    /// explicit_delete
+    pub reason: String,
+}
+
+/// Removes a workspace.
+pub struct WorkspaceDelete;
+
+impl Tool for WorkspaceDelete {
+    const NAME: &'static str = "workspace_delete";
+    const DESCRIPTION: &'static str = "Deletes a workspace with all its files and snapshots.";
+    const HINTS: Hints = Hints {
+        destructive: Some(true),
+        ..Hints::CONTAINED
+    };
+    type Arguments = OneWorkspace;
+    type Output = Output;
+
+    fn cli() -> Option<Cli> {
+        Some(Cli {
+            path: vec!["workspace", "delete"],
+            positionals: vec!["workspace_id"],
+            ..Cli::default()
+        })
+    }
+
+    fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
+        open(&arguments.workspace_id)?.delete()?;
+        Ok(Output {
+            workspace_id: arguments.workspace_id,
+            deleted: true,
+            reason: "explicit_delete".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! `workspace_stop`.
+
+use pyro_plugin_guest::open;
+use pyro_plugin_sdk::{Call, Cli, Hints, Tool, ToolError};
+
+use crate::shape::Workspace;
+use crate::tools::OneWorkspace;
+
+/// Stops a workspace; one that is stopped stays as it is.
+pub struct WorkspaceStop;
+
+impl Tool for WorkspaceStop {
+    const NAME: &'static str = "workspace_stop";
+    const DESCRIPTION: &'static str = "Stops a workspace and what runs in it; files are kept.";
+    const HINTS: Hints = Hints {
+        destructive: Some(true),
+        idempotent: Some(true),
+        ..Hints::CONTAINED
+    };
+    type Arguments = OneWorkspace;
+    type Output = Workspace;
+
+    fn cli() -> Option<Cli> {
+        Some(Cli {
+            path: vec!["workspace", "stop"],
+            positionals: vec!["workspace_id"],
+            ..Cli::default()
+        })
+    }
+
+    fn call(arguments: OneWorkspace, _call: &Call) -> Result<Workspace, ToolError> {
+        let workspace = open(&arguments.workspace_id)?;
+        workspace.stop()?;
+        Ok(workspace.info()?.into())
+    }
+}
