@@ -15,6 +15,8 @@ const FILE_LIMIT: u64 = 1024 * 1024;
 /// Lines and bytes that go with an error.
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: usize = 4096;
+/// Lines before the one that says that the guest gave up: they often say why.
+const LINES_BEFORE_MARK: usize = 4;
 
 /// What says that a guest has given up: the kernel's word and the agent's.
 const MARKS: [&[u8]; 2] = [b"Kernel panic", b"pyro-agent: fatal"];
@@ -61,10 +63,19 @@ impl Console {
         self.gave_up
     }
 
-    /// Returns the last lines as plain text: no control characters, no escape sequences.
+    /// Returns the last lines as plain text: no control characters, no escape sequences. After the guest gave up, the
+    /// lines from there on: what comes at the very end of a panic is the least telling of it.
     pub(crate) fn tail(&self) -> String {
         let bytes: Vec<u8> = self.ring.iter().copied().collect();
-        plain_tail(&bytes)
+        let lines = plain_lines(&bytes);
+        let is_mark = |line: &String| MARKS.iter().any(|mark| line.as_bytes().windows(mark.len()).any(|w| w == *mark));
+        match lines.iter().rposition(is_mark) {
+            Some(at) if self.gave_up => {
+                let lines = lines.get(at.saturating_sub(LINES_BEFORE_MARK)..).unwrap_or_default();
+                bounded(lines.get(..lines.len().min(TAIL_LINES)).unwrap_or_default())
+            }
+            _ => last(&lines),
+        }
     }
 
     fn log(&mut self, bytes: &[u8]) {
@@ -85,6 +96,10 @@ impl Console {
 
 /// Returns the last lines of some bytes as plain text.
 pub(crate) fn plain_tail(bytes: &[u8]) -> String {
+    last(&plain_lines(bytes))
+}
+
+fn plain_lines(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -101,14 +116,22 @@ pub(crate) fn plain_tail(bytes: &[u8]) -> String {
             c => plain.push(c),
         }
     }
-    let lines: Vec<&str> = plain.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let mut tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n");
-    let mut from = tail.len().saturating_sub(TAIL_BYTES);
-    while !tail.is_char_boundary(from) {
+    plain.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+fn last(lines: &[String]) -> String {
+    bounded(lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default())
+}
+
+/// Joins lines and keeps the end of them when they are too long.
+fn bounded(lines: &[String]) -> String {
+    let mut text = lines.join("\n");
+    let mut from = text.len().saturating_sub(TAIL_BYTES);
+    while !text.is_char_boundary(from) {
         from += 1;
     }
-    tail.drain(..from);
-    tail
+    text.drain(..from);
+    text
 }
 
 #[cfg(test)]
@@ -157,6 +180,24 @@ mod tests {
         assert!(console.tail().len() <= TAIL_BYTES);
         let logged = std::fs::metadata(dir.path().join("console.log")).unwrap().len();
         assert!(logged < FILE_LIMIT + 100, "{logged}");
+    }
+
+    #[test]
+    fn the_tail_of_a_panic_begins_with_it() {
+        let (_dir, mut console) = console();
+        for n in 0..50 {
+            console.push(format!("before {n}\n").as_bytes());
+        }
+        console.push(b"Kernel panic - not syncing: sysrq\n");
+        for n in 0..50 {
+            console.push(format!("frame {n}\n").as_bytes());
+        }
+        let tail = console.tail();
+        let lines: Vec<&str> = tail.lines().collect();
+        assert_eq!(lines.len(), TAIL_LINES);
+        assert_eq!(lines[..6], [
+            "before 46", "before 47", "before 48", "before 49", "Kernel panic - not syncing: sysrq", "frame 0"
+        ]);
     }
 
     #[test]
