@@ -13,8 +13,10 @@ const ARROWS: &[(&str, &str)] = &[
     ("pyro-components", "pyro-engine"),
     ("pyro-engine", "pyro-agent-protocol"),
     ("pyro-engine", "pyro-vmm"),
-    ("pyro-plugin-exec", "pyro-plugin-sdk"),
 ];
+
+/// A plugin stands on the SDK and on libraries beside it, and on nothing of the host's.
+const PLUGIN_PREFIX: &str = "pyro-plugin-";
 
 /// Crates that only one of ours may name.
 const ONLY: &[(&str, &str)] = &[
@@ -58,7 +60,8 @@ fn crates_depend_only_along_the_arrows() {
     let edges = edges();
     let ours: BTreeSet<&str> = ARROWS.iter().flat_map(|(from, to)| [*from, *to]).collect();
     for (from, to) in &edges {
-        if ours.contains(to.as_str()) {
+        let within_plugins = from.starts_with(PLUGIN_PREFIX) && to.starts_with(PLUGIN_PREFIX);
+        if (ours.contains(to.as_str()) || to.starts_with(PLUGIN_PREFIX)) && !within_plugins {
             assert!(
                 ARROWS.contains(&(from.as_str(), to.as_str())),
                 "{from} depends on {to}, which docs/architecture.md does not allow"

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -15,12 +15,16 @@ use crate::{
     control::{Event, LineBuffer, MAX_REPLY, OkBody, Request},
     error::{EngineError, ErrorCode},
     exec::{ExecRequest, ExecSession, read_reply},
+    run_dir,
     spec::{BootTimings, MachineInfo},
 };
 
 /// How long the reason of a lost connection is waited for. The VM process tells it as soon as the engine's process is
 /// reaped; a VM process that is itself gone is seen at once.
 const REASON_WAIT: Duration = Duration::from_secs(2);
+/// How often, and with which pause, a dead VM process's directory is looked at: its lock goes with the process, a
+/// moment after its sockets.
+const LEFTOVER_TRIES: (u32, Duration) = (50, Duration::from_millis(4));
 /// How long a VM process may take to end, after it was asked to.
 const END_WAIT: Duration = Duration::from_secs(10);
 
@@ -51,14 +55,31 @@ impl Machine {
         let (tell, ended) = watch::channel(None);
         let id = info.id.clone();
         let stream = Arc::clone(&events);
+        let left = dir.clone();
         // Ends when the socket does, and that happens at the latest when the last handle is dropped.
         tokio::spawn(async move {
-            let error = last_words(&stream, buffer).await.unwrap_or_else(|| {
-                EngineError::new(ErrorCode::MachineDied, format!("the VM process of machine {id} is gone"))
-            });
+            let error = match last_words(&stream, buffer).await {
+                Some(error) => error,
+                None => {
+                    // It could not tidy up. Those who hear of its end find nothing of it any more.
+                    let _ = tokio::task::spawn_blocking(move || remove_leftover(&left)).await;
+                    EngineError::new(
+                        ErrorCode::MachineDied,
+                        format!("the VM process of machine {id} is gone"),
+                    )
+                }
+            };
             let _ = tell.send(Some(error));
         });
-        Self { inner: Arc::new(Inner { info, timings, dir, events, ended }) }
+        Self {
+            inner: Arc::new(Inner {
+                info,
+                timings,
+                dir,
+                events,
+                ended,
+            }),
+        }
     }
 
     /// Returns its id: twelve hexadecimal digits.
@@ -94,7 +115,10 @@ impl Machine {
         match ask(&stream, &Request::Connect { port }).await {
             Ok(reply) => reply.map(|_| stream),
             Err(e) => {
-                let error = EngineError::new(ErrorCode::NotStarted, format!("the guest could not be reached: {e}"));
+                let error = EngineError::new(
+                    ErrorCode::NotStarted,
+                    format!("the guest could not be reached: {e}"),
+                );
                 Err(self.lost(error.retry_may_help()).await)
             }
         }
@@ -122,7 +146,12 @@ impl Machine {
     /// `machine_died` or `expired` when the machine is gone.
     pub async fn status(&self) -> Result<MachineInfo, EngineError> {
         let body = self.request(&Request::Status).await?;
-        body.machine.ok_or_else(|| EngineError::new(ErrorCode::Internal, "the VM process did not describe its machine"))
+        body.machine.ok_or_else(|| {
+            EngineError::new(
+                ErrorCode::Internal,
+                "the VM process did not describe its machine",
+            )
+        })
     }
 
     /// Ends the machine now and returns when nothing of it is left. A machine that has ended already is no error.
@@ -146,7 +175,11 @@ impl Machine {
         tokio::time::timeout(END_WAIT, kill).await.map_err(|_| {
             EngineError::new(
                 ErrorCode::Timeout,
-                format!("machine {} did not end within {} s", self.id(), END_WAIT.as_secs()),
+                format!(
+                    "machine {} did not end within {} s",
+                    self.id(),
+                    END_WAIT.as_secs()
+                ),
             )
         })
     }
@@ -165,7 +198,10 @@ impl Machine {
         match connect(&self.inner.dir).await {
             Ok(stream) => Ok(stream),
             Err(e) => {
-                let error = EngineError::io(format_args!("reach the VM process of machine {}", self.id()), &e);
+                let error = EngineError::io(
+                    format_args!("reach the VM process of machine {}", self.id()),
+                    &e,
+                );
                 Err(self.lost(error).await)
             }
         }
@@ -173,7 +209,9 @@ impl Machine {
 
     /// Returns why the machine is gone, or `otherwise` when it is not.
     pub(crate) async fn lost(&self, otherwise: EngineError) -> EngineError {
-        tokio::time::timeout(REASON_WAIT, self.ended()).await.unwrap_or(otherwise)
+        tokio::time::timeout(REASON_WAIT, self.ended())
+            .await
+            .unwrap_or(otherwise)
     }
 
     async fn request(&self, request: &Request) -> Result<OkBody, EngineError> {
@@ -181,14 +219,20 @@ impl Machine {
         match ask(&stream, request).await {
             Ok(reply) => reply,
             Err(e) => {
-                let error = EngineError::io(format_args!("ask the VM process of machine {}", self.id()), &e);
+                let error = EngineError::io(
+                    format_args!("ask the VM process of machine {}", self.id()),
+                    &e,
+                );
                 Err(self.lost(error).await)
             }
         }
     }
 
     fn gone(&self) -> EngineError {
-        EngineError::new(ErrorCode::MachineDied, format!("machine {} is gone", self.id()))
+        EngineError::new(
+            ErrorCode::MachineDied,
+            format!("machine {} is gone", self.id()),
+        )
     }
 }
 
@@ -200,7 +244,7 @@ impl Drop for Inner {
 }
 
 /// Connects to the control socket in a run directory.
-pub(crate) async fn connect(dir: &std::path::Path) -> io::Result<UnixStream> {
+pub(crate) async fn connect(dir: &Path) -> io::Result<UnixStream> {
     let path = dir.join("control.sock");
     // The name of a socket may have 107 bytes; a longer one is reached through its directory.
     if path.as_os_str().len() < 100 {
@@ -212,7 +256,10 @@ pub(crate) async fn connect(dir: &std::path::Path) -> io::Result<UnixStream> {
 }
 
 /// Sends one request and reads one reply, taking not a byte more from the socket.
-pub(crate) async fn ask(stream: &UnixStream, request: &Request) -> io::Result<Result<OkBody, EngineError>> {
+pub(crate) async fn ask(
+    stream: &UnixStream,
+    request: &Request,
+) -> io::Result<Result<OkBody, EngineError>> {
     let line = crate::control::line(request);
     let mut rest = line.as_slice();
     while !rest.is_empty() {
@@ -246,7 +293,10 @@ async fn read_through_newline(stream: &UnixStream) -> io::Result<Vec<u8>> {
         let peeked = stream.try_io(tokio::io::Interest::READABLE, || {
             let count = rustix::net::recv(stream.as_fd(), bytes.as_mut_slice(), RecvFlags::PEEK)?.1;
             let seen = bytes.get(..count).unwrap_or_default();
-            let take = seen.iter().position(|&b| b == b'\n').map_or(count, |at| at + 1);
+            let take = seen
+                .iter()
+                .position(|&b| b == b'\n')
+                .map_or(count, |at| at + 1);
             let wanted = bytes.get_mut(..take).unwrap_or_default();
             if wanted.is_empty() {
                 return Ok(0);
@@ -296,6 +346,21 @@ async fn last_words(stream: &UnixStream, mut buffer: LineBuffer) -> Option<Engin
     }
 }
 
+/// Removes the run directory of a VM process that was killed.
+fn remove_leftover(dir: &Path) {
+    let Some(run) = dir.parent() else { return };
+    for _ in 0..LEFTOVER_TRIES.0 {
+        if !dir.exists() {
+            return;
+        }
+        if let Err(error) = run_dir::sweep(run) {
+            tracing::debug!(%error, "a leftover is not removed");
+            return;
+        }
+        std::thread::sleep(LEFTOVER_TRIES.1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -305,8 +370,14 @@ mod tests {
     #[tokio::test]
     async fn what_follows_a_reply_stays_in_the_socket() {
         let (client, mut server) = UnixStream::pair().unwrap();
-        server.write_all(b"{\"ok\":{}}\nSSH-2.0-guest").await.unwrap();
-        ask(&client, &Request::Connect { port: 22 }).await.unwrap().unwrap();
+        server
+            .write_all(b"{\"ok\":{}}\nSSH-2.0-guest")
+            .await
+            .unwrap();
+        ask(&client, &Request::Connect { port: 22 })
+            .await
+            .unwrap()
+            .unwrap();
         let mut client = client;
         let mut bytes = [0; 13];
         client.read_exact(&mut bytes).await.unwrap();
