@@ -1,22 +1,116 @@
 //! Measurements. Never a test: a figure is printed, not judged.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
-use crate::{build, setup};
+use crate::shell::{self, Cmd};
+use crate::{build, setup, test};
+
+const ENVIRONMENT: &str = "debian:12";
+const GUEST_TARGET: &str = "wasm32-wasip2";
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// How often each thing is measured
-    #[arg(long, default_value_t = 20)]
-    rounds: u32,
+    /// How many microVMs are booted for each figure
+    #[arg(long, default_value_t = 10)]
+    boots: u32,
+    /// How many commands are run in a live microVM
+    #[arg(long, default_value_t = 200)]
+    execs: u32,
 }
 
 /// Runs the benchmarks against the release binary.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     setup::run(root)?;
     build(root)?;
-    let _ = options;
+    let home = test::home(root);
+    Cmd::new(shell::pyro(root)).args(["env", "pull", ENVIRONMENT]).env("PYRO_HOME", &home).run()?;
+
+    shell::step("MCP: handshake, tools/list, tools/call, over pipes and socket pairs");
+    shell::cargo(root)
+        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro", "--example", "latency", "--"])
+        .arg(shell::pyro(root))
+        .run()?;
+
+    shell::step("component: loading a profile, one call in a fresh instance");
+    let guests = guests(root)?;
+    shell::cargo(root)
+        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro-components", "--example", "call_overhead", "--"])
+        .arg(guests)
+        .run()?;
+
+    shell::step("machine: the phases of a boot, and commands in a live one");
+    let files = boot_files(root, &home)?;
+    shell::cargo(root)
+        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro-engine", "--example", "machine", "--"])
+        .args(files)
+        .args(["--boots".to_owned(), options.boots.to_string(), "--execs".to_owned(), options.execs.to_string()])
+        .run()?;
+
+    shell::step("pyro run: everything, from the shell's view");
+    cold_runs(root, &home, options.boots)
+}
+
+/// Builds the components of `tests/guests`; returns their folder.
+fn guests(root: &Path) -> Result<PathBuf> {
+    let target = shell::target_dir(root).join("guests");
+    shell::cargo(root)
+        .args(["build", "--quiet", "--profile", "guest", "--target", GUEST_TARGET, "--package", "pyro-test-guests", "--examples"])
+        .arg("--target-dir")
+        .arg(&target)
+        .run()?;
+    Ok(target.join(GUEST_TARGET).join("guest/examples"))
+}
+
+/// The kernel, the initramfs and the root file system of the environment, from the cache.
+fn boot_files(root: &Path, home: &Path) -> Result<[PathBuf; 3]> {
+    let text = Cmd::new(shell::pyro(root)).args(["env", "inspect", ENVIRONMENT, "--json"]).env("PYRO_HOME", home).read()?;
+    let report: Value = serde_json::from_str(&text).context("`pyro env inspect --json` did not print JSON")?;
+    let directory = report["details"]["directory"].as_str().context("`pyro env inspect` names no directory")?;
+    let cache = home.join("cache");
+    Ok([
+        newest(&cache.join("kernels"), "current/vmlinux")?,
+        newest(&cache.join("initramfs"), "current/initramfs.cpio")?,
+        Path::new(directory).join("rootfs.ext4"),
+    ])
+}
+
+/// The file of that name in the newest of the folders in `dir`.
+fn newest(dir: &Path, name: &str) -> Result<PathBuf> {
+    let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path().join(name);
+        if let Ok(changed) = path.metadata().and_then(|metadata| metadata.modified()) {
+            found.push((changed, path));
+        }
+    }
+    let newest = found.into_iter().max();
+    newest.map(|(_, path)| path).with_context(|| format!("no {name} in {}", dir.display()))
+}
+
+fn cold_runs(root: &Path, home: &Path, rounds: u32) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..rounds.max(1) {
+        let begin = Instant::now();
+        let status = Cmd::new(shell::pyro(root))
+            .args(["run", ENVIRONMENT, "--", "true"])
+            .env("PYRO_HOME", home)
+            .into_command()
+            .stdin(Stdio::null())
+            .status()
+            .context("cannot run pyro")?;
+        if !status.success() {
+            bail!("`pyro run {ENVIRONMENT} -- true` failed: {status}");
+        }
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or(Duration::ZERO).as_secs_f64();
+    eprintln!("    pyro run {ENVIRONMENT} -- true: min {:.2} s, p50 {:.2} s, max {:.2} s of {}", at(0), at(50), at(100), times.len());
     Ok(())
 }

@@ -18,7 +18,6 @@
 //! The kernel comes from Debian's own package (`apt-get download`, unpacked once). The
 //! initramfs is written here: busybox, the modules, and a script.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -535,7 +534,7 @@ fn find_file(root: &Path, name: &str) -> Option<PathBuf> {
 }
 
 fn find_program(name: &str, places: &[&str], package: &str) -> Result<PathBuf> {
-    let on_path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&on_path)
         .map(|directory| directory.join(name))
         .chain(places.iter().map(PathBuf::from))

@@ -13,9 +13,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("acpica-tools", "checks the ACPI tables in tests"),
     ("ca-certificates", "package downloads"),
     ("e2fsprogs", "checks file systems in tests"),
+    ("busybox-static", "the lab's first program"),
     ("gcc", "C parts of crates, and linking"),
+    ("git", "checks patches in tests"),
     ("libc6-dev", "C parts of crates, and linking"),
     ("mmdebstrap", "builds environments"),
+    ("patch", "checks patches in tests"),
     ("qemu-system-x86", "the software engine, and the lab"),
     ("xz-utils", "environments and kernel packages"),
 ];
