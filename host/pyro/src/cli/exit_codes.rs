@@ -21,7 +21,7 @@ Of all commands:
 
 /// List the exit codes
 #[derive(Debug, clap::Args)]
-#[command(long_about = TEXT)]
+#[command(long_about = TEXT, help_template = "{about}\n")]
 pub struct Args {}
 
 impl Args {

@@ -49,7 +49,7 @@ fn the_engine_knows_its_codes() {
 
 /// What stands before a code in the sources.
 const BEFORE_A_CODE: &[&str] = &[
-    "ToolError::new(", "Failure::new(", ".error(", "report(", "finding(", "fail(", "push((", "Err((", "Some((",
+    "ToolError::new(", "Failure::new(", ".error(", "report(", "finding(", "fail(", "refusals.push((", "Err((",
 ];
 
 /// Every string that the sources use as a code is in the list.
