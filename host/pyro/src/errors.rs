@@ -41,5 +41,5 @@ pub const CODES: &[Code] = codes! {
     Profile:
         "digest_mismatch" "invalid_toml" "invalid_tool" "invalid_value" "missing_grant" "missing_key"
         "not_a_component" "profile_too_large" "tool_collision" "unknown_argument" "unknown_component" "unknown_grant"
-        "unknown_import" "unknown_key" "unknown_schema" "wrong_type" "wrong_version" "wrong_world";
+        "unknown_import" "unknown_key" "unknown_schema" "unsupported" "wrong_type" "wrong_version" "wrong_world";
 };
