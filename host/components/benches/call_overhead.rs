@@ -21,9 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let text = "schema = 1\nname = \"bench\"\n[components.guest]\nsource = \"./guest.wasm\"\n";
     let in_home = |name: &str| home.path().join(name);
-    let paths = Paths { state: in_home("state"), cache: in_home("cache"), run: in_home("run") };
     let services = HostServices {
-        engine: Engine::open(paths, EngineOptions::with_agent(AgentSource(b""))?)?,
+        engine: Engine::open(Paths::below(home.path()), EngineOptions::with_agent(AgentSource(b""))?)?,
         aot_cache_dir: in_home("aot"),
         aot_state_dir: in_home("aot-state"),
     };

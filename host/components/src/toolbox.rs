@@ -235,9 +235,7 @@ fn listed(
     if let Some(tools) = cache.listed_tools(component.digest.trim_start_matches("sha256:")) {
         return Ok(tools);
     }
-    // On a thread of its own, because the caller may be in a tokio runtime and this one needs another.
-    let prepared = std::thread::scope(|scope| scope.spawn(|| prepare(component, &cache)).join())
-        .unwrap_or_else(|_| Err(ToolError::new("internal", "compiling a component panicked")))?;
+    let prepared = prepare(component, &cache)?;
     let tools = prepared.tools.to_vec();
     *slot.started.lock().unwrap_or_else(PoisonError::into_inner) = true;
     slot.prepared.send_replace(Some(Ok(Arc::new(prepared))));

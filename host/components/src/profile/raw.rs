@@ -307,7 +307,9 @@ impl Reader<'_> {
                 self.report("missing_key", 0, "the profile does not say its schema".to_owned(), Some(hint));
             }
         }
-        if !is_name(&raw.name.value, false) {
+        let named = root.iter().any(|(key, _)| key.get_ref().as_ref() == "name");
+        // A name of another type was reported where it stands.
+        if !is_name(&raw.name.value, false) && (raw.name.line > 0 || !named) {
             let line = raw.name.line;
             let (message, hint) = match raw.name.value.as_str() {
                 "" => ("the profile has no name".to_owned(), "write `name = \"my-profile\"`"),

@@ -23,6 +23,9 @@ const MIN_HOSTCALL_BYTES: usize = 4 << 20;
 /// Longest error text of a component that is passed on.
 const MAX_ERROR_TEXT: usize = 8 << 10;
 
+/// How errors name the question for a component's tools.
+pub(super) const LIST_TOOLS: &str = "list-tools";
+
 /// One call of one tool.
 pub(crate) struct CallRequest<'a> {
     pub(crate) component: &'a Arc<str>,
@@ -127,8 +130,16 @@ impl Guest<'_> {
 
     fn timeout(&self, stderr: &str) -> ToolError {
         let seconds = self.limits.call_seconds;
-        self.error("timeout", format!("did not answer within {seconds} s (waiting for microVMs not counted)"), stderr)
-            .with_hint("the profile's `limits = { call_seconds = ... }` decides this")
+        let what = format!("did not answer within {seconds} s (waiting for microVMs not counted)");
+        self.decided_by(self.error("timeout", what, stderr), "call_seconds")
+    }
+
+    /// The next step after a limit of the profile; asking for the tool list has limits of its own.
+    fn decided_by(&self, error: ToolError, key: &str) -> ToolError {
+        match self.what {
+            LIST_TOOLS => error.with_hint("`list-tools` may only say what is known when the component is built"),
+            _ => error.with_hint(format!("the profile's `limits = {{ {key} = ... }}` decides this")),
+        }
     }
 
     fn error(&self, code: &str, what_happened: String, stderr: &str) -> ToolError {
@@ -152,9 +163,7 @@ impl Guest<'_> {
                         .with_hint("drop blobs that are no longer needed");
                 }
             };
-            return self
-                .error(code, format!("was ended: {limit}"), stderr)
-                .with_hint(format!("the profile's `limits = {{ {key} = ... }}` decides this"));
+            return self.decided_by(self.error(code, format!("was ended: {limit}"), stderr), key);
         }
         let root = error.root_cause().to_string();
         if root.contains("fuel allocated for hostcalls") {
@@ -170,9 +179,8 @@ impl Guest<'_> {
             )
         {
             let most = self.limits.handles;
-            return self
-                .error("handle_limit", format!("was ended: it held more than {most} handles"), stderr)
-                .with_hint("the profile's `limits = { handles = ... }` decides this");
+            let what = format!("was ended: it held more than {most} handles");
+            return self.decided_by(self.error("handle_limit", what, stderr), "handles");
         }
         let what = if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {
             format!("ended its own instance with status {}", exit.0)

@@ -9,7 +9,7 @@ use wasmtime::component::Component;
 use super::aot::AotCache;
 use super::bindings::PlatformPre;
 use super::bindings::exports::pyro::plugin::tools as wit;
-use super::call::{Guest, failure, guest_failure};
+use super::call::{Guest, LIST_TOOLS, failure, guest_failure};
 use super::engine::runtime;
 use super::link::linker;
 use super::meter::CallClock;
@@ -21,7 +21,7 @@ use crate::tool::NoObserver;
 
 /// What `list-tools` may use. It only says what is known when the component is built.
 const LIST_LIMITS: Limits =
-    Limits { memory_mib: 256, cpu_ms: 2_000, call_seconds: 5, output_bytes: 4 << 20, handles: 1_000 };
+    Limits { memory_mib: 256, cpu_ms: 1_000, call_seconds: 30, output_bytes: 4 << 20, handles: 1_000 };
 
 /// A component whose instances can be made.
 pub(crate) struct Prepared {
@@ -30,8 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) tools: Arc<Vec<ToolSpec>>,
 }
 
-/// Compiles, links and asks a component, as far as the cache does not know the answers. Blocks; call it on a thread
-/// without a tokio runtime.
+/// Compiles, links and asks a component, as far as the cache does not know the answers. Blocks; call it off the request
+/// path.
 ///
 /// # Errors
 /// `plugin_invalid` with what is wrong with the component.
@@ -101,11 +101,14 @@ fn list_tools(pre: &PlatformPre<CallState>, name: &str) -> Result<Vec<ToolSpec>,
         .map_err(|error| ToolError::new("internal", format!("cannot start a runtime: {error}")))?;
     let clock = Arc::new(CallClock::start(Duration::from_secs(LIST_LIMITS.call_seconds.into())));
     let state = CallState::new(&LIST_LIMITS, clock, Arc::new(NoObserver));
-    let guest = Guest { component: name, what: "list-tools", limits: &LIST_LIMITS };
-    let answer = tokio.block_on(guest.run(state, async |store: &mut Store<CallState>| {
+    let guest = Guest { component: name, what: LIST_TOOLS, limits: &LIST_LIMITS };
+    let ask = guest.run(state, async |store: &mut Store<CallState>| {
         let instance = pre.instantiate_async(&mut *store).await?;
         instance.pyro_plugin_tools().call_list_tools(store).await
-    }))?;
+    });
+    // On a thread of its own, because the caller may be in a tokio runtime and this one must block.
+    let answer = std::thread::scope(|scope| scope.spawn(|| tokio.block_on(ask)).join())
+        .unwrap_or_else(|_| Err(ToolError::new("internal", "asking a component for its tools panicked")))?;
     let defs = answer.1.map_err(|error| failure(name, &error))?;
     defs.into_iter().map(|def| spec(def).map_err(|message| guest_failure(name, "plugin_invalid", &message))).collect()
 }

@@ -67,7 +67,7 @@ impl Home {
     }
 
     pub fn services(&self) -> HostServices {
-        let paths = Paths { state: self.path("state"), cache: self.path("cache"), run: self.path("run") };
+        let paths = Paths::below(self.dir.path());
         let options = EngineOptions::with_agent(AgentSource(b"not an agent")).unwrap();
         HostServices {
             engine: Engine::open(paths, options).unwrap(),
@@ -78,8 +78,7 @@ impl Home {
 
     /// Services whose cache is where [`Home::services`] has it, and whose engine is in another directory.
     pub fn services_elsewhere(&self) -> HostServices {
-        let other = self.path("elsewhere");
-        let paths = Paths { state: other.join("state"), cache: other.join("cache"), run: other.join("run") };
+        let paths = Paths::below(&self.path("elsewhere"));
         let options = EngineOptions::with_agent(AgentSource(b"not an agent")).unwrap();
         HostServices {
             engine: Engine::open(paths, options).unwrap(),
