@@ -11,7 +11,8 @@ use std::{
 };
 
 use pyro_agent_protocol::{
-    AGENT_PORT, FrameDecoder, GuestFrame, HelloReply, HelloRequest, HostFrame, Op, Open, PROTOCOL, READY_PORT, Seed,
+    AGENT_PORT, FrameDecoder, GuestFrame, HelloReply, HelloRequest, HostFrame, Op, Open, PROTOCOL,
+    READY_PORT, Seed,
 };
 use pyro_vmm::vsock::VsockHandle;
 use rustix::{event::EventfdFlags, rand::GetRandomFlags};
@@ -58,7 +59,9 @@ impl Handshake {
             .name("handshake".to_owned())
             .spawn(move || {
                 // The sender goes with the device, and then the machine has ended.
-                let Ok((heard_at, stream)) = arrived.recv() else { return };
+                let Ok((heard_at, stream)) = arrived.recv() else {
+                    return;
+                };
                 let _ = tell.send(converse(&vsock, heard_at, stream));
                 let _ = rustix::io::write(&signal, &1_u64.to_ne_bytes());
             })
@@ -77,7 +80,11 @@ impl Handshake {
     }
 }
 
-fn converse(vsock: &VsockHandle, heard_at: Instant, mut first: UnixStream) -> Result<Ready, EngineError> {
+fn converse(
+    vsock: &VsockHandle,
+    heard_at: Instant,
+    mut first: UnixStream,
+) -> Result<Ready, EngineError> {
     let said = read_hello(&mut first)?;
     drop(first);
     vsock.unlisten(READY_PORT);
@@ -88,31 +95,55 @@ fn converse(vsock: &VsockHandle, heard_at: Instant, mut first: UnixStream) -> Re
         ))
         .with_hint("build the environment again: `pyro env prune`, then `pyro env pull`"));
     }
-    let mut stream = vsock.connect_wait(AGENT_PORT).map_err(|e| failed(format!("the agent does not listen: {e}")))?;
+    let mut stream = vsock
+        .connect_wait(AGENT_PORT)
+        .map_err(|e| failed(format!("the agent does not listen: {e}")))?;
     let mut seed = vec![0; SEED_BYTES];
     let count = rustix::rand::getrandom(seed.as_mut_slice(), GetRandomFlags::empty())
         .map_err(|e| EngineError::io("read randomness", &e.into()))?;
     seed.truncate(count);
-    let unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_nanos()).ok());
-    let open = HostFrame::Open(Open::new(Op::Hello(HelloRequest { unix_ns, seed: Some(Seed(seed)) })));
+    let unix_ns = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| u64::try_from(d.as_nanos()).ok());
+    let open = HostFrame::Open(Open::new(Op::Hello(HelloRequest {
+        unix_ns,
+        seed: Some(Seed(seed)),
+    })));
     let mut bytes = Vec::new();
-    open.encode(&mut bytes).map_err(|e| failed(format!("greeting the agent: {e}")))?;
-    stream.write_all(&bytes).map_err(|e| failed(format!("greeting the agent: {e}")))?;
+    open.encode(&mut bytes)
+        .map_err(|e| failed(format!("greeting the agent: {e}")))?;
+    stream
+        .write_all(&bytes)
+        .map_err(|e| failed(format!("greeting the agent: {e}")))?;
     let hello = read_hello(&mut stream)?;
     if !hello.seeded {
-        return Err(failed("the agent did not feed the guest's random generator".to_owned()));
+        return Err(failed(
+            "the agent did not feed the guest's random generator".to_owned(),
+        ));
     }
-    Ok(Ready { heard_at, hello: HelloReply { boot_ms: said.boot_ms, boot_steps: said.boot_steps, ..hello } })
+    Ok(Ready {
+        heard_at,
+        hello: HelloReply {
+            boot_ms: said.boot_ms,
+            boot_steps: said.boot_steps,
+            ..hello
+        },
+    })
 }
 
 fn read_hello(stream: &mut UnixStream) -> Result<HelloReply, EngineError> {
-    stream.set_read_timeout(Some(STEP)).map_err(|e| EngineError::io("wait for the agent", &e))?;
+    stream
+        .set_read_timeout(Some(STEP))
+        .map_err(|e| EngineError::io("wait for the agent", &e))?;
     let mut decoder = FrameDecoder::new();
     let mut bytes = [0; 16 * 1024];
     loop {
         match decoder.next_guest() {
             Ok(Some(GuestFrame::HelloReply(hello))) => return Ok(*hello),
-            Ok(Some(GuestFrame::Error(error))) => return Err(failed(format!("the agent refused: {}", error.message))),
+            Ok(Some(GuestFrame::Error(error))) => {
+                return Err(failed(format!("the agent refused: {}", error.message)));
+            }
             Ok(Some(_)) => continue,
             Ok(None) => {}
             Err(e) => return Err(failed(format!("the agent broke the protocol: {e}"))),
@@ -146,11 +177,22 @@ mod tests {
     #[test]
     fn only_a_hello_is_a_hello() {
         let mut good = Vec::new();
-        let hello = HelloReply { kernel: "6.1.0".to_owned(), ..Default::default() };
+        let hello = HelloReply {
+            kernel: "6.1.0".to_owned(),
+            ..Default::default()
+        };
         GuestFrame::Unknown(0xf0).encode(&mut good).unwrap();
-        GuestFrame::HelloReply(Box::new(hello.clone())).encode(&mut good).unwrap();
+        GuestFrame::HelloReply(Box::new(hello.clone()))
+            .encode(&mut good)
+            .unwrap();
         assert_eq!(said(&good).unwrap(), hello);
-        for bad in [b"".as_slice(), b"\xff\xff\xff\xff", b"\0\0\0\0", &good[..good.len() - 1], b"GET / HTTP/1.1\r\n"] {
+        for bad in [
+            b"".as_slice(),
+            b"\xff\xff\xff\xff",
+            b"\0\0\0\0",
+            &good[..good.len() - 1],
+            b"GET / HTTP/1.1\r\n",
+        ] {
             assert_eq!(said(bad).unwrap_err().code(), ErrorCode::BootFailed);
         }
     }
