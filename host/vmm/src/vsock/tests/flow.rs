@@ -196,6 +196,25 @@ fn large_reads_fill_many_buffers_at_once_and_notify_once() {
     assert_eq!(guest.notified.0, before + 1);
 }
 
+/// The kernel ends a read early at a message that carried descriptors. That is not an empty stream.
+#[test]
+fn a_descriptor_on_the_way_does_not_hold_up_bytes() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut guest = Guest::ready();
+    let (mut host, _port) = open(&mut guest, 1);
+    let gift = std::fs::File::open("/dev/null").unwrap();
+    let fds = [std::os::fd::AsFd::as_fd(&gift)];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let first = [std::io::IoSlice::new(b"with a descriptor, ")];
+    sendmsg(&host, &first, &mut control, SendFlags::empty()).unwrap();
+    host.write_all(b"and without").unwrap();
+    guest.wait();
+    let got: Vec<u8> = guest.take().into_iter().flat_map(|p| p.payload).collect();
+    assert_eq!(got, b"with a descriptor, and without");
+}
+
 #[test]
 fn streams_take_turns() {
     let mut guest = Guest::ready();
