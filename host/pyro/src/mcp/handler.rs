@@ -25,7 +25,7 @@ use super::progress::{ProgressSender, Reports};
 /// reconnects asks again.
 const LIST_TTL_MS: u64 = 60_000;
 /// After the end of input a call that is about to finish may still answer; after this it is cancelled.
-const CLOSING_GRACE: Duration = Duration::from_millis(100);
+const CLOSING_GRACE: Duration = Duration::from_millis(50);
 
 /// The MCP side of one client.
 pub(crate) struct Handler {
