@@ -15,7 +15,7 @@ use super::{
     catalogue::Definition,
     error::EnvironmentError,
     image::{self, Extra, ImageError, ImageSpec, ImageStats},
-    process::{self, Finished},
+    process::{self, Finished, RunError},
     sources::Source,
     stages::Stages,
 };
@@ -68,6 +68,17 @@ const APT_OPTIONS: [&str; 3] = [
 /// Where Debian's mmdebstrap keeps the hook that merges `/usr` before the first package is unpacked.
 const MERGED_USR_HOOK: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
 
+/// Runs a program (`$2`, with the rest as its arguments) with `$TMPDIR` in at most `$1` bytes of memory. apt and dpkg
+/// wait for the disk hundreds of times, each time for everything that anyone on the host is writing; minutes on a busy
+/// one. Where mounting is not allowed, the directory is what it was.
+const IN_MEMORY: &str = r#"
+size=$1; shift
+if unshare --mount true 2>/dev/null; then
+    exec unshare --mount sh -c 'mount -t tmpfs -o "mode=0755,size=$1" none "$TMPDIR" 2>/dev/null; shift; exec "$@"' sh "$size" "$@"
+fi
+exec "$@"
+"#;
+
 /// Directories that the image has empty.
 const EMPTIED: [&str; 9] = [
     "/dev",
@@ -101,8 +112,18 @@ impl Bootstrap<'_> {
         &self.definition.name
     }
 
-    fn command(&self) -> std::process::Command {
-        let mut command = process::command(self.program);
+    /// The program and its first arguments. With `memory`, its temporary directory is a file system in memory of at
+    /// most that many bytes, which only the program sees and which goes with it.
+    fn command(&self, memory: Option<u64>) -> std::process::Command {
+        let mut command = match memory {
+            Some(bytes) => {
+                let mut command = process::command("sh");
+                command.args(["-c", IN_MEMORY, "sh", &bytes.to_string()]);
+                command.arg(self.program);
+                command
+            }
+            None => process::command(self.program),
+        };
         command.env("TMPDIR", self.work).current_dir("/");
         command.args(["--verbose", "--components=main", "--architectures=amd64"]);
         for option in APT_OPTIONS {
@@ -121,14 +142,16 @@ impl Bootstrap<'_> {
         }
     }
 
-    /// Builds the root file system as an ext4 image at `image`.
+    /// Builds the root file system as an ext4 image at `image`. With `memory`, the chroot is kept in up to that many
+    /// bytes of memory where this user may do that.
     pub(crate) fn rootfs(
         &self,
         image: &Path,
+        memory: Option<u64>,
         report: Report<'_>,
         cancelled: Cancelled<'_>,
     ) -> Result<ImageStats, EnvironmentError> {
-        let mut command = self.command();
+        let mut command = self.command(memory);
         command.args(["--variant=minbase", "--format=tar"]);
         command.arg("--dpkgopt=force-unsafe-io");
         let mut packages: Vec<&str> = self
@@ -207,6 +230,10 @@ impl Bootstrap<'_> {
             (_, Err(ImageError::Io(error))) => Err(EnvironmentError::io("write", image, error)),
             (_, Err(error)) if !matches!(error, ImageError::Tar(_)) => Err(unwritable(error)),
             (Ok(done), made) if done.status.success() => made.map_err(unwritable),
+            // What a shell says of a program that it does not find.
+            (Ok(done), _) if memory.is_some() && done.status.code() == Some(127) => {
+                Err(RunError::NotFound.at(PROGRAM, self.name()))
+            }
             (Ok(done), _) => Err(self.failed("installing packages", &done)),
             (Err(error), _) => Err(error.at(PROGRAM, self.name())),
         }
@@ -218,7 +245,7 @@ impl Bootstrap<'_> {
         into: &Path,
         cancelled: Cancelled<'_>,
     ) -> Result<PathBuf, EnvironmentError> {
-        let mut command = self.command();
+        let mut command = self.command(None);
         command.args(["--variant=custom", "--format=null"]);
         // `$1` is the chroot. The dependency package names the kernel of the day.
         command.arg(format!(

@@ -293,8 +293,8 @@ impl Builder<'_> {
         self.build_once(&slot, &recipe, &definition.name, look, with, &|staging| {
             let began = Instant::now();
             let work = staging.work()?;
+            let needed = ROOTFS_BYTES + PACKAGE_BYTES * definition.packages.len() as u64;
             if self.check_space {
-                let needed = ROOTFS_BYTES + PACKAGE_BYTES * definition.packages.len() as u64;
                 space::check(&work, needed)?;
                 space::check(&staging.entry(), needed / 2)?;
             }
@@ -305,7 +305,20 @@ impl Builder<'_> {
                 work: &work,
                 program: self.program,
             };
-            let stats = build.rootfs(&staging.entry().join(ROOTFS), with.report, with.stop)?;
+            let image = staging.entry().join(ROOTFS);
+            // Twice the estimate, and room for others. Only root may mount; others' builds stay on the disk.
+            let memory = Some(2 * needed).filter(|bytes| {
+                rustix::process::geteuid().is_root() && space::free_memory() > bytes + needed
+            });
+            let stats = match build.rootfs(&image, memory, with.report, with.stop) {
+                Err(EnvironmentError::DiskFull { path, .. })
+                    if memory.is_some() && path == work =>
+                {
+                    (with.report)("building on the disk, as memory is not enough", 0.0);
+                    build.rootfs(&image, None, with.report, with.stop)?
+                }
+                result => result?,
+            };
             if stats.skipped > 0 {
                 tracing::debug!(
                     count = stats.skipped,

@@ -42,6 +42,7 @@ case "$*" in
     hang) echo $$ > "$here/pid"; while ! [ -e "$here/go" ]; do sleep 0.05; done ;;
     slow) sleep 1 ;;
     offline) echo "W: Failed to fetch x  Temporary failure resolving 'x'" >&2; echo "E: apt-get update failed" >&2; exit 25 ;;
+    memory) if grep -q " $TMPDIR tmpfs" /proc/mounts; then echo "E: No space left on device" >&2; exit 1; fi ;;
     cut) head -c 5000 "$here/root.tar"; echo "E: it broke" >&2; exit 1 ;;
     esac
     cat "$here/root.tar"
@@ -427,6 +428,23 @@ fn a_failure_says_what_mmdebstrap_said_and_leaves_nothing() {
     lab.environments()
         .pull("debian:12", PullOptions::default(), &NoProgress)
         .unwrap();
+}
+
+#[test]
+fn a_build_that_does_not_fit_into_memory_goes_on_on_the_disk() {
+    let lab = Lab::new();
+    lab.mode("memory");
+    let watch = Watch::default();
+    lab.environments().ensure("debian:12", &watch).unwrap();
+    // Where nothing could be mounted, the first try was on the disk already.
+    let tries = lab.calls().iter().filter(|call| *call == "rootfs").count();
+    assert_eq!(tries == 2, watch.saw("memory is not enough"));
+    assert!(
+        fs::read_to_string("/proc/mounts")
+            .unwrap()
+            .lines()
+            .all(|line| !line.contains("staging"))
+    );
 }
 
 #[test]

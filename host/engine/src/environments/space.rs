@@ -27,6 +27,19 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     }
 }
 
+/// Returns how many bytes of memory programs may still take without swapping; 0 when the kernel does not say.
+pub(crate) fn free_memory() -> u64 {
+    std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let rest = text
+                .lines()
+                .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        })
+        .map_or(0, |kib| kib.saturating_mul(1024))
+}
+
 /// Checks that `needed` bytes are free below `path`.
 ///
 /// # Errors
@@ -52,6 +65,11 @@ mod tests {
     fn a_missing_directory_is_on_its_parents_file_system() {
         let dir = tempfile::tempdir().unwrap();
         assert!(free_bytes(&dir.path().join("not/yet/there")).unwrap() > 0);
+    }
+
+    #[test]
+    fn some_memory_is_free() {
+        assert!(free_memory() > 1 << 20);
     }
 
     #[test]
