@@ -39,8 +39,17 @@ pub struct Fact {
 
 impl Failure {
     pub fn new(code: &str, message: impl Into<String>) -> Failure {
-        let fact = Fact { code: code.to_owned(), message: message.into(), hint: None, retryable: false, output: None };
-        Failure { facts: vec![fact], exit_code: EXIT_FAILURE }
+        let fact = Fact {
+            code: code.to_owned(),
+            message: message.into(),
+            hint: None,
+            retryable: false,
+            output: None,
+        };
+        Failure {
+            facts: vec![fact],
+            exit_code: EXIT_FAILURE,
+        }
     }
 
     pub fn with_hint(mut self, hint: impl Into<String>) -> Failure {
@@ -56,7 +65,10 @@ impl Failure {
     }
 
     fn one(fact: Fact) -> Failure {
-        Failure { facts: vec![fact], exit_code: EXIT_FAILURE }
+        Failure {
+            facts: vec![fact],
+            exit_code: EXIT_FAILURE,
+        }
     }
 }
 

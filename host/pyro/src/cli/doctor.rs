@@ -10,7 +10,9 @@ use crate::failure::{EXIT_FAILURE, Failure};
 /// Looks at everything pyro needs, and says what to do about what is missing. Changes nothing. Exits with 1 when
 /// commands cannot be run.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  pyro doctor\n  pyro doctor --json | jq '.checks[] | select(.verdict != \"ok\")'")]
+#[command(
+    after_long_help = "Examples:\n  pyro doctor\n  pyro doctor --json | jq '.checks[] | select(.verdict != \"ok\")'"
+)]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
@@ -29,13 +31,23 @@ impl Args {
                     Verdict::Warning => "warning",
                     Verdict::Failed => "FAILED ",
                 };
-                context.printer.line(&format!("{verdict}  {:<22} {}", check.name, check.detail));
+                context
+                    .printer
+                    .line(&format!("{verdict}  {:<22} {}", check.name, check.detail));
                 if let Some(fix) = &check.fix {
-                    context.printer.line(&format!("         {:<22} fix: {fix}", ""));
+                    context
+                        .printer
+                        .line(&format!("         {:<22} fix: {fix}", ""));
                 }
             }
-            let verdict = if report.ok { "pyro can run commands here" } else { "pyro cannot run commands here yet" };
-            context.printer.line(&format!("\n{verdict} (pyro {})", report.version));
+            let verdict = if report.ok {
+                "pyro can run commands here"
+            } else {
+                "pyro cannot run commands here yet"
+            };
+            context
+                .printer
+                .line(&format!("\n{verdict} (pyro {})", report.version));
         }
         Ok(if report.ok { 0 } else { EXIT_FAILURE })
     }

@@ -54,7 +54,9 @@ pub async fn serve_stdio(
     let transport = LineTransport::new(input, output, closed.clone());
     let service = match serve_server_with_ct(handler, transport, stop).await {
         Ok(service) => service,
-        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => return Ok(()),
+        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
+            return Ok(());
+        }
         Err(error) => return Err(ServeError::Begin(Box::new(error))),
     };
     match service.waiting().await {
