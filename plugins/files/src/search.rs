@@ -102,7 +102,7 @@ pub enum SearchError {
 /// # Errors
 /// A malformed pattern or glob, or a failed read of the tree.
 pub fn search<R: Read + Seek>(
-    tree: &mut Tree<R>,
+    tree: &Tree<R>,
     prefix: &str,
     parents: &[(String, bool, String)],
     query: &Query,
@@ -112,11 +112,11 @@ pub fn search<R: Read + Seek>(
     for (directory, git, text) in parents {
         ignored.add_rules(directory, *git, text);
     }
-    let files: Vec<(String, u64)> = tree
+    let files: Vec<(&str, u64)> = tree
         .entries()
         .iter()
         .filter_map(|(path, entry)| match entry.kind {
-            EntryKind::File { size, .. } => Some((path.clone(), size)),
+            EntryKind::File { size, .. } => Some((path.as_str(), size)),
             _ => None,
         })
         .collect();
@@ -154,7 +154,7 @@ pub fn search<R: Read + Seek>(
             continue;
         }
         let left = query.max_results.saturating_sub(found.matches.len());
-        let content = tree.read(&path, 0, size)?;
+        let content = tree.read(path, 0, size)?;
         let mut sink = Lines {
             matcher: &matcher,
             path: &whole,
@@ -337,7 +337,7 @@ mod tests {
     }
 
     fn run(files: &[(&str, &[u8])], query: &Query) -> Found {
-        search(&mut tree(files), "", &[], query).expect("a search")
+        search(&tree(files), "", &[], query).expect("a search")
     }
 
     fn lines(found: &Found) -> Vec<String> {
@@ -460,16 +460,16 @@ mod tests {
 
     #[test]
     fn a_search_below_a_directory_knows_the_rules_above() {
-        let mut tree = tree(&[("y.log", b"foo\n"), ("z", b"foo\n"), ("gen/q", b"foo\n")]);
+        let tree = tree(&[("y.log", b"foo\n"), ("z", b"foo\n"), ("gen/q", b"foo\n")]);
         let parents = [(String::new(), true, "*.log\n/sub/gen\n".to_owned())];
-        let found = search(&mut tree, "sub/", &parents, &query("foo")).expect("a search");
+        let found = search(&tree, "sub/", &parents, &query("foo")).expect("a search");
         assert_eq!(lines(&found), ["sub/z:1:1:foo"]);
     }
 
     #[test]
     fn bad_patterns_are_told() {
         for pattern in ["(", "a\\nb", "\\p{Foo}", "(a{1000}){1000}"] {
-            let error = search(&mut tree(&[]), "", &[], &query(pattern)).expect_err(pattern);
+            let error = search(&tree(&[]), "", &[], &query(pattern)).expect_err(pattern);
             assert!(error.to_string().starts_with("pattern"), "{error}");
         }
         let globs = Selection {
@@ -478,7 +478,7 @@ mod tests {
         };
         assert!(
             search(
-                &mut tree(&[]),
+                &tree(&[]),
                 "",
                 &[],
                 &Query {

@@ -6,8 +6,10 @@
 
 mod blob;
 mod files;
+mod signatures;
 mod workspace;
 
 pub use blob::{BlobReader, bytes, reader};
 pub use files::{Entry, Kind, MAX_TEXT, Write};
+pub use signatures::signatures;
 pub use workspace::{Guest, invalid, open, path};

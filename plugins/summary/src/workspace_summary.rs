@@ -170,21 +170,19 @@ fn changed(guest: &Guest) -> Result<Changes, ToolError> {
         )
     };
     let limits = TreeLimits::default();
-    let mut before = Tree::index(
+    let before = Tree::index(
         reader(guest.workspace().read_snapshot("baseline")?),
         &limits,
     )
     .map_err(failed)?;
-    let mut after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;
+    let after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;
     // Only which paths: no text is made.
     let names = DiffLimits {
         patch_bytes: 0,
         entries: MAX_PATHS,
         file_bytes: 0,
     };
-    Ok(changes(
-        &compare(&mut before, &mut after, &names).map_err(failed)?,
-    ))
+    Ok(changes(&compare(&before, &after, &names).map_err(failed)?))
 }
 
 fn changes(diff: &TreeDiff) -> Changes {

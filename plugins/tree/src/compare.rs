@@ -139,13 +139,13 @@ pub struct DiffSummary {
 /// # Errors
 /// A failed read of an archive.
 pub fn compare<B: Read + Seek, A: Read + Seek>(
-    before: &mut Tree<B>,
-    after: &mut Tree<A>,
+    before: &Tree<B>,
+    after: &Tree<A>,
     limits: &DiffLimits,
 ) -> Result<TreeDiff, TreeError> {
     let old = visible(before.entries());
     let new = visible(after.entries());
-    let paths: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let paths: BTreeSet<&str> = old.keys().chain(new.keys()).copied().collect();
     let mut comparison = Comparison {
         limits,
         budget: DiffBudget::default(),
@@ -157,13 +157,19 @@ pub fn compare<B: Read + Seek, A: Read + Seek>(
         },
     };
     for path in paths {
-        comparison.path(path, old.get(path), new.get(path), before, after)?;
+        comparison.path(
+            path,
+            old.get(path).copied(),
+            new.get(path).copied(),
+            before,
+            after,
+        )?;
     }
     Ok(comparison.diff)
 }
 
 /// The entries that count, without directories that have members.
-fn visible(entries: &BTreeMap<String, Entry>) -> BTreeMap<String, EntryKind> {
+fn visible(entries: &BTreeMap<String, Entry>) -> BTreeMap<&str, &EntryKind> {
     let mut occupied = BTreeSet::new();
     for path in entries.keys() {
         let mut path = path.as_str();
@@ -179,7 +185,7 @@ fn visible(entries: &BTreeMap<String, Entry>) -> BTreeMap<String, EntryKind> {
         .filter(|(path, entry)| {
             entry.kind != EntryKind::Directory || !occupied.contains(path.as_str())
         })
-        .map(|(path, entry)| (path.clone(), entry.kind.clone()))
+        .map(|(path, entry)| (path.as_str(), &entry.kind))
         .collect()
 }
 
@@ -196,8 +202,8 @@ impl Comparison<'_> {
         path: &str,
         old: Option<&EntryKind>,
         new: Option<&EntryKind>,
-        before: &mut Tree<B>,
-        after: &mut Tree<A>,
+        before: &Tree<B>,
+        after: &Tree<A>,
     ) -> Result<(), TreeError> {
         let status = match (old, new) {
             (None, None) => return Ok(()),
@@ -231,10 +237,10 @@ impl Comparison<'_> {
         let text = match (status, old, new) {
             (DiffStatus::TypeChanged, ..) => None,
             (_, Some(EntryKind::File { size, .. }), None) => {
-                Some(self.text(path, Some((*size, before)), None::<(u64, &mut Tree<A>)>)?)
+                Some(self.text(path, Some((*size, before)), None::<(u64, &Tree<A>)>)?)
             }
             (_, None, Some(EntryKind::File { size, .. })) => {
-                Some(self.text(path, None::<(u64, &mut Tree<B>)>, Some((*size, after)))?)
+                Some(self.text(path, None::<(u64, &Tree<B>)>, Some((*size, after)))?)
             }
             (_, Some(EntryKind::File { size: a, .. }), Some(EntryKind::File { size: b, .. })) => {
                 Some(self.text(path, Some((*a, before)), Some((*b, after)))?)
@@ -268,8 +274,8 @@ impl Comparison<'_> {
     fn text<B: Read + Seek, A: Read + Seek>(
         &mut self,
         path: &str,
-        before: Option<(u64, &mut Tree<B>)>,
-        after: Option<(u64, &mut Tree<A>)>,
+        before: Option<(u64, &Tree<B>)>,
+        after: Option<(u64, &Tree<A>)>,
     ) -> Result<Result<Option<String>, Omitted>, TreeError> {
         let limit = self.limits.file_bytes;
         let sizes = [
@@ -311,8 +317,8 @@ impl Comparison<'_> {
 fn same_bytes<B: Read + Seek, A: Read + Seek>(
     path: &str,
     size: u64,
-    before: &mut Tree<B>,
-    after: &mut Tree<A>,
+    before: &Tree<B>,
+    after: &Tree<A>,
 ) -> Result<bool, TreeError> {
     let mut at = 0;
     while at < size {

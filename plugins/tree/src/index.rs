@@ -1,5 +1,6 @@
 //! Reading the table of a tar.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -16,11 +17,11 @@ pub struct TreeLimits {
 }
 
 impl Default for TreeLimits {
-    /// A large source tree with its dependencies, in some 40 MB of index.
+    /// A large source tree with its dependencies; two indexes fit in 32 MiB of memory.
     fn default() -> Self {
         TreeLimits {
-            entries: 200_000,
-            name_bytes: 20 << 20,
+            entries: 100_000,
+            name_bytes: 10 << 20,
         }
     }
 }
@@ -76,7 +77,8 @@ pub struct Entry {
 
 /// The table of an archive, and the archive for the contents.
 pub struct Tree<R> {
-    reader: R,
+    // Reading a file moves the reader, and callers walk the table while they read.
+    reader: RefCell<R>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -167,7 +169,7 @@ impl<R: Read + Seek> Tree<R> {
         }
         let entries = table.entries;
         Ok(Tree {
-            reader: archive.into_inner(),
+            reader: RefCell::new(archive.into_inner()),
             entries,
         })
     }
@@ -182,7 +184,7 @@ impl<R: Read + Seek> Tree<R> {
     ///
     /// # Errors
     /// [`TreeError::NotAFile`], or a failed read.
-    pub fn read(&mut self, path: &str, offset: u64, limit: u64) -> Result<Vec<u8>, TreeError> {
+    pub fn read(&self, path: &str, offset: u64, limit: u64) -> Result<Vec<u8>, TreeError> {
         let Some(Entry {
             kind:
                 EntryKind::File {
@@ -196,9 +198,10 @@ impl<R: Read + Seek> Tree<R> {
         };
         let offset = offset.min(*size);
         let wanted = limit.min(*size - offset);
-        self.reader.seek(SeekFrom::Start(*start + offset))?;
+        let mut reader = self.reader.borrow_mut();
+        reader.seek(SeekFrom::Start(*start + offset))?;
         let mut content = Vec::new();
-        (&mut self.reader).take(wanted).read_to_end(&mut content)?;
+        (&mut *reader).take(wanted).read_to_end(&mut content)?;
         if content.len() as u64 != wanted {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }

@@ -49,7 +49,7 @@ fn tree(nodes: &[(&str, Node<'_>)]) -> Tree<Cursor<Vec<u8>>> {
 }
 
 fn diff(before: &[(&str, Node<'_>)], after: &[(&str, Node<'_>)], limits: &DiffLimits) -> TreeDiff {
-    compare(&mut tree(before), &mut tree(after), limits).expect("a diff")
+    compare(&tree(before), &tree(after), limits).expect("a diff")
 }
 
 fn lines(diff: &TreeDiff) -> Vec<String> {

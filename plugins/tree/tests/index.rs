@@ -52,7 +52,7 @@ use EntryType::{Directory, Regular, Symlink};
 #[test]
 fn the_table_lists_what_the_archive_holds() {
     let long = format!("d/{}", "n".repeat(180));
-    let mut tree = index(archive(&[
+    let tree = index(archive(&[
         ("./", Directory, ""),
         ("./d/", Directory, ""),
         ("d/a", Regular, "hello"),
@@ -156,7 +156,7 @@ fn pax_names_count_and_pax_sizes_must_agree() {
     header.set_path("short").unwrap();
     header.set_cksum();
     builder.append(&header, &b"hi"[..]).unwrap();
-    let mut tree = index(builder.into_inner().unwrap()).unwrap();
+    let tree = index(builder.into_inner().unwrap()).unwrap();
     assert_eq!(tree.read("p/ä", 0, 9).unwrap(), b"hi");
 
     let mut builder = Builder::new(Vec::new());
@@ -194,7 +194,7 @@ proptest! {
                 }
             }
         }
-        if let Ok(mut tree) = index(bytes) {
+        if let Ok(tree) = index(bytes) {
             let paths: Vec<String> = tree.entries().keys().cloned().collect();
             for path in paths { let _ = tree.read(&path, 0, 1 << 20); }
         }

@@ -146,15 +146,15 @@ impl Tool for FileSearch {
         } else {
             rules_above(&guest, below)?
         };
-        let mut tree = Tree::index(guest.archive(&path)?, &TreeLimits::default())
+        let tree = Tree::index(guest.archive(&path)?, &TreeLimits::default())
             .map_err(|e| invalid(e.to_string()))?;
         let prefix = if below.is_empty() {
             String::new()
         } else {
             format!("{below}/")
         };
-        let found = search::search(&mut tree, &prefix, &parents, &query)
-            .map_err(|e| invalid(e.to_string()))?;
+        let found =
+            search::search(&tree, &prefix, &parents, &query).map_err(|e| invalid(e.to_string()))?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             path,

@@ -67,13 +67,13 @@ impl Tool for WorkspaceDiff {
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let limits = TreeLimits::default();
-        let mut before = Tree::index(
+        let before = Tree::index(
             reader(guest.workspace().read_snapshot("baseline")?),
             &limits,
         )
         .map_err(failed)?;
-        let mut after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;
-        let diff = compare(&mut before, &mut after, &DiffLimits::default()).map_err(failed)?;
+        let after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;
+        let diff = compare(&before, &after, &DiffLimits::default()).map_err(failed)?;
         Ok(output(arguments.workspace_id, diff))
     }
 }

@@ -81,10 +81,9 @@ impl Tool for WorkspaceExport {
                     _ => error.into(),
                 }
             })?;
-        let mut tree =
-            Tree::index(guest.archive(&path)?, &TreeLimits::default()).map_err(failed)?;
+        let tree = Tree::index(guest.archive(&path)?, &TreeLimits::default()).map_err(failed)?;
         let copied = copy(
-            &mut tree,
+            &tree,
             kind == Kind::Directory,
             &HostOutput {
                 output: &output,
@@ -145,16 +144,12 @@ struct Copied {
 
 /// Copies a tree, or its only member as the root.
 fn copy<R: Read + Seek>(
-    tree: &mut Tree<R>,
+    tree: &Tree<R>,
     is_directory: bool,
     sink: &dyn Sink,
 ) -> Result<Copied, ToolError> {
     let mut copied = Copied::default();
-    let entries: Vec<_> = tree
-        .entries()
-        .iter()
-        .map(|(path, entry)| (path.clone(), entry.clone()))
-        .collect();
+    let entries = tree.entries();
     if is_directory {
         sink.directory("", 0o755)?;
     } else if entries.len() != 1 {
@@ -170,14 +165,14 @@ fn copy<R: Read + Seek>(
         match &entry.kind {
             EntryKind::Directory => sink.directory(name, mode | 0o700)?,
             EntryKind::Symlink { target } => {
-                refuse_escape(&path, target)?;
+                refuse_escape(path, target)?;
                 sink.symlink(name, target)?;
             }
             EntryKind::File { size, .. } => {
                 sink.file(name, mode)?;
                 let mut at = 0;
                 while at < *size {
-                    let piece = tree.read(&path, at, PIECE).map_err(failed)?;
+                    let piece = tree.read(path, at, PIECE).map_err(failed)?;
                     at += piece.len() as u64;
                     copied.bytes += piece.len() as u64;
                     sink.write(&piece, copied.bytes)?;
@@ -268,7 +263,7 @@ mod tests {
     fn a_directory_keeps_its_names_and_loses_special_bits() {
         let log = Log::default();
         let copied = copy(
-            &mut tree(&[("d/a", (1 << 20) + 5)], &[("l", "d/a")]),
+            &tree(&[("d/a", (1 << 20) + 5)], &[("l", "d/a")]),
             true,
             &log,
         )
@@ -295,11 +290,11 @@ mod tests {
     #[test]
     fn a_file_becomes_the_root() {
         let log = Log::default();
-        copy(&mut tree(&[("a", 2)], &[]), false, &log).expect("a copy");
+        copy(&tree(&[("a", 2)], &[]), false, &log).expect("a copy");
         assert_eq!(log.0.into_inner(), ["file  755", "write 2 2"]);
         assert!(
             copy(
-                &mut tree(&[("a", 2), ("b", 2)], &[]),
+                &tree(&[("a", 2), ("b", 2)], &[]),
                 false,
                 &Log::default()
             )
@@ -311,7 +306,7 @@ mod tests {
     fn links_out_of_the_export_are_refused() {
         for target in ["/etc/passwd", "../x", "a/../../x"] {
             assert!(
-                copy(&mut tree(&[], &[("l", target)]), true, &Log::default()).is_err(),
+                copy(&tree(&[], &[("l", target)]), true, &Log::default()).is_err(),
                 "{target}"
             );
         }
