@@ -18,9 +18,11 @@ mod prepare;
 mod progress;
 mod qcow2;
 mod run_dir;
+pub mod secrets;
 mod spawn;
 mod spec;
 pub mod vmm_process;
+pub mod workspaces;
 
 pub use choice::{EnginePick, pick_engine};
 pub use engine::{AgentSource, BootFiles, Engine, EngineOptions};
