@@ -1,8 +1,8 @@
 //! JSON Schemas that every client reads the same way.
 //!
 //! Clients were measured to drop tools over a `type` list, to ignore `$ref`, and to lose unknown formats. So: nested
-//! schemas inlined, and on input an optional argument is "not required" instead of "or null", every object is closed,
-//! and what a keyword says of an argument is also said in its description, because some clients strip keywords.
+//! schemas inlined, and on input an optional argument is "not required" instead of "or null", and every object is
+//! closed. What a keyword says of an argument the host also says in its description, for all plugins.
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -57,9 +57,6 @@ fn clean(schema: &mut Value, input: bool) {
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
         for property in properties.values_mut() {
             clean(property, input);
-            if input {
-                say_constraints(property);
-            }
         }
     }
     for key in ["items", "additionalProperties"] {
@@ -96,34 +93,6 @@ fn without_null(object: &mut Map<String, Value>) {
     if let Some(Value::Array(values)) = object.get_mut("enum") {
         values.retain(|value| !value.is_null());
     }
-}
-
-/// Says the range and the default of an argument in its description.
-fn say_constraints(property: &mut Value) {
-    let Value::Object(object) = property else { return };
-    let number = |key: &str| object.get(key).filter(|value| value.is_number()).map(Value::to_string);
-    let mut facts = Vec::new();
-    match (number("minimum"), number("maximum")) {
-        (Some(low), Some(high)) => facts.push(format!("{low} to {high}")),
-        // Every unsigned number has this one.
-        (Some(low), None) if low != "0" => facts.push(format!("at least {low}")),
-        (None, Some(high)) => facts.push(format!("at most {high}")),
-        _ => {}
-    }
-    if let Some(default) = object.get("default")
-        && (default.is_number() || default.is_boolean() || default.is_string())
-    {
-        facts.push(format!("default {default}"));
-    }
-    if facts.is_empty() {
-        return;
-    }
-    let description = object.get("description").and_then(Value::as_str).unwrap_or_default();
-    let text = match description.strip_suffix('.').unwrap_or(description) {
-        "" => facts.join(", "),
-        text => format!("{text}: {}", facts.join(", ")),
-    };
-    object.insert("description".to_owned(), Value::from(text));
 }
 
 #[cfg(test)]
@@ -168,10 +137,10 @@ mod tests {
     }
 
     #[test]
-    fn an_input_schema_is_flat_closed_and_says_its_constraints() {
+    fn an_input_schema_is_flat_and_closed() {
         let port = json!({
             "type": "object",
-            "properties": { "number": { "description": "Its number: 0 to 65535", "type": "integer", "minimum": 0, "maximum": 65535 } },
+            "properties": { "number": { "description": "Its number.", "type": "integer", "minimum": 0, "maximum": 65535 } },
             "required": ["number"],
             "additionalProperties": false,
         });
@@ -181,7 +150,7 @@ mod tests {
                 "type": "object",
                 "properties": {
                     "name": { "description": "The name.", "type": "string" },
-                    "count": { "description": "How many: 1 to 8, default 2", "type": "integer", "minimum": 1, "maximum": 8, "default": 2 },
+                    "count": { "description": "How many.", "type": "integer", "minimum": 1, "maximum": 8, "default": 2 },
                     "note": { "description": "Maybe.", "type": "string" },
                     "ports": { "description": "Ports.", "type": "array", "items": port },
                     "mode": { "description": "How.", "type": "string", "enum": ["off", "on"] },
