@@ -83,13 +83,13 @@ pub struct Console {
     tail: ConsoleTail,
     file: Option<File>,
     room: u64,
-    copy: Option<Box<dyn Write + Send>>,
+    copy: Option<File>,
 }
 
 impl Console {
     /// Makes a console that writes at most `limit` bytes to `file`, and everything that it takes
     /// at once to `copy`.
-    pub fn new(file: Option<File>, limit: u64, copy: Option<Box<dyn Write + Send>>) -> Console {
+    pub fn new(file: Option<File>, limit: u64, copy: Option<File>) -> Console {
         Console {
             tail: ConsoleTail::default(),
             file,

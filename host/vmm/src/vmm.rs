@@ -166,12 +166,11 @@ impl Vmm {
         Vmm::build_with_console(config, None)
     }
 
-    /// As [`Vmm::build`], with the console's output also written to `console`, which must not
-    /// make the writer wait: what a full pipe does not take is dropped.
-    pub fn build_with_console(
-        config: &VmmConfig,
-        console: Option<Box<dyn io::Write + Send>>,
-    ) -> Result<Vmm, VmmError> {
+    /// As [`Vmm::build`], with the console's output also written to `console`, a non-blocking
+    /// pipe: what a full one does not take is dropped.
+    ///
+    /// A `File`, because vCPU threads may write but not send: a `UnixStream` would kill them.
+    pub fn build_with_console(config: &VmmConfig, console: Option<File>) -> Result<Vmm, VmmError> {
         config.validate()?;
         // Everything that needs a path comes first.
         let files = Files::open(config)?;
