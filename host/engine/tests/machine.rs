@@ -396,8 +396,14 @@ async fn dropping_a_session_kills_what_it_started() {
     let machine = host.boot().await;
     let alive = "n=0; for p in /proc/[0-9]*; do read -r c <$p/comm; [ \"$c\" = sleep ] && n=$((n+1)); done; echo $n";
     let session = start(&machine, "sleep 4242 & (setsid sleep 4242 &) ; sleep 4242").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(run(&machine, alive).await.unwrap().stdout, b"3\n");
+    // A busy guest takes its time to start them.
+    let begun = Instant::now();
+    while run(&machine, alive).await.unwrap().stdout != b"3\n" {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "the three never ran"
+        );
+    }
     let kept = session.input();
     drop(session);
     tokio::time::sleep(Duration::from_millis(200)).await;
