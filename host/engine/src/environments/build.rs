@@ -8,7 +8,10 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Instant,
 };
 
@@ -21,6 +24,7 @@ use super::{
     initramfs, kernel, kernel_package, modules,
     sources::{self, Source},
     space,
+    stages::REPORT_EVERY,
     store::{Build, Manifest, Slot, Staging, Store, digest_of},
 };
 use crate::Progress;
@@ -360,7 +364,9 @@ impl Builder<'_> {
             (with.report)(&format!("preparing the {what}"), 0.0);
             match &definition.kernel {
                 Some(file) => self.kernel_from_file(definition, file, &entry),
-                None => self.kernel_from_package(definition, &slot, staging, with),
+                None => with.keep_reporting(&format!("preparing the {what}"), || {
+                    self.kernel_from_package(definition, &slot, staging, with)
+                }),
             }
         })
     }
@@ -525,10 +531,10 @@ impl Builder<'_> {
             return Err(EnvironmentError::Cancelled(format!("building `{what}`")));
         }
         let sparse: &[&str] = &[ROOTFS];
-        Ok((
-            slot.install(&lock, staging, recipe.to_owned(), sparse, details)?,
-            true,
-        ))
+        let build = with.keep_reporting(&format!("storing `{what}`"), || {
+            slot.install(&lock, staging, recipe.to_owned(), sparse, details)
+        })?;
+        Ok((build, true))
     }
 
     fn sources(&self, definition: &Definition) -> Vec<Source> {
@@ -554,6 +560,25 @@ impl<'a> With<'a> {
             stop,
             rebuild: AtomicBool::new(false),
         }
+    }
+
+    /// Does something that says nothing itself: digesting, or waiting for the disk. Reports that it goes on.
+    fn keep_reporting<T>(&self, message: &str, work: impl FnOnce() -> T) -> T {
+        let (end, ended) = mpsc::channel::<()>();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while ended.recv_timeout(REPORT_EVERY) == Err(RecvTimeoutError::Timeout) {
+                    (self.report)(
+                        &format!("{message} ({} s)", began.elapsed().as_secs()),
+                        0.99,
+                    );
+                }
+            });
+            let result = work();
+            drop(end);
+            result
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::bootstrap::Report;
 
 /// Silence is broken after this long.
-const REPORT_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(2);
 
 /// How far mmdebstrap is, read from what it, apt and dpkg print.
 #[derive(Debug)]
