@@ -95,10 +95,6 @@ pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
 
 /// Asks a component for its tools, in an instance with no configuration and no machines.
 fn list_tools(pre: &PlatformPre<CallState>, name: &str) -> Result<Vec<ToolSpec>, ToolError> {
-    let tokio = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| ToolError::new("internal", format!("cannot start a runtime: {error}")))?;
     let clock = Arc::new(CallClock::start(Duration::from_secs(LIST_LIMITS.call_seconds.into())));
     let state = CallState::new(&LIST_LIMITS, clock, Arc::new(NoObserver));
     let guest = Guest { component: name, what: LIST_TOOLS, limits: &LIST_LIMITS };
@@ -106,8 +102,12 @@ fn list_tools(pre: &PlatformPre<CallState>, name: &str) -> Result<Vec<ToolSpec>,
         let instance = pre.instantiate_async(&mut *store).await?;
         instance.pyro_plugin_tools().call_list_tools(store).await
     });
-    // On a thread of its own, because the caller may be in a tokio runtime and this one must block.
-    let answer = std::thread::scope(|scope| scope.spawn(|| tokio.block_on(ask)).join())
+    let block = || {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        tokio.map_err(|error| ToolError::new("internal", format!("cannot start a runtime: {error}")))?.block_on(ask)
+    };
+    // A runtime can be neither used nor dropped in another one, where the caller may be: so, a thread of its own.
+    let answer = std::thread::scope(|scope| scope.spawn(block).join())
         .unwrap_or_else(|_| Err(ToolError::new("internal", "asking a component for its tools panicked")))?;
     let defs = answer.1.map_err(|error| failure(name, &error))?;
     defs.into_iter().map(|def| spec(def).map_err(|message| guest_failure(name, "plugin_invalid", &message))).collect()
