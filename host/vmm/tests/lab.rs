@@ -1,13 +1,12 @@
 //! Whole guests on KVM: Debian's kernel, our agent, a real root file system.
 //!
 //! They need a KVM that passes the self-test and the files of an installed environment, which
-//! `PYRO_TEST_KERNEL`, `PYRO_TEST_INITRAMFS` and `PYRO_TEST_ROOTFS` name. Where those are unset
-//! the tests do nothing; where they are set, as in the lab, a KVM that cannot be used is a
-//! failure:
+//! `PYRO_TEST_KERNEL`, `PYRO_TEST_INITRAMFS` and `PYRO_TEST_ROOTFS` name, so they are run on
+//! request, in the lab:
 //!
 //! ```text
 //! cargo xtask lab -- env PYRO_TEST_KERNEL=... PYRO_TEST_INITRAMFS=... PYRO_TEST_ROOTFS=... \
-//!     target/debug/deps/lab-... --test-threads 1
+//!     target/debug/deps/lab-... --ignored --test-threads 1
 //! ```
 
 #[path = "lab/guest.rs"]
@@ -19,17 +18,18 @@ use std::time::Duration;
 use guest::{Files, Guest};
 use pyro_vmm::ExitReason;
 
-/// Returns the files of the environment, or nothing where the tests have nothing to run on.
-fn lab() -> Option<Files> {
-    let files = Files::from_env()?;
+/// Returns the files of the environment, after making sure that KVM can be used.
+fn lab() -> Files {
+    let files = Files::from_env().expect("PYRO_TEST_KERNEL, PYRO_TEST_INITRAMFS and PYRO_TEST_ROOTFS name files");
     let verdict = pyro_vmm::selftest::run();
     assert!(verdict.usable, "KVM cannot be used: {}", verdict.reason);
-    Some(files)
+    files
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn one_vcpu_and_four_boot_and_see_their_memory() {
-    let Some(files) = lab() else { return };
+    let files = lab();
     for (vcpus, mem_mib) in [(1, 256), (4, 512), (1, 5120)] {
         let guest = Guest::boot(&files, |config| {
             config.vcpu_count = vcpus;
@@ -53,8 +53,9 @@ fn one_vcpu_and_four_boot_and_see_their_memory() {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn five_hundred_commands_in_a_row() {
-    let Some(files) = lab() else { return };
+    let files = lab();
     let guest = Guest::boot(&files, |_| {});
     for index in 0..500 {
         let done = guest.argv(&["/bin/echo", &index.to_string()]);
@@ -69,8 +70,9 @@ fn five_hundred_commands_in_a_row() {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn megabytes_arrive_whole_on_many_connections_at_once() {
-    let Some(files) = lab() else { return };
+    let files = lab();
     let guest = Guest::boot(&files, |config| config.vcpu_count = 2);
     std::thread::scope(|scope| {
         for index in 0..4 {
@@ -91,8 +93,9 @@ fn megabytes_arrive_whole_on_many_connections_at_once() {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn a_disk_survives_concurrent_writers_and_a_shutdown() {
-    let Some(files) = lab() else { return };
+    let files = lab();
     let directory = tempfile::tempdir().expect("a directory for the disk");
     let disk = directory.path().join("disk.raw");
     let copy = Command::new("cp")
@@ -128,8 +131,9 @@ fn a_disk_survives_concurrent_writers_and_a_shutdown() {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn every_end_has_its_reason() {
-    let Some(files) = lab() else { return };
+    let files = lab();
     assert_eq!(Guest::boot(&files, |_| {}).reboot(), ExitReason::Reset);
     let guest = Guest::boot(&files, |_| {});
     guest.start("echo c > /proc/sysrq-trigger");
@@ -140,8 +144,9 @@ fn every_end_has_its_reason() {
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn a_paused_guest_stands_still_and_goes_on() {
-    let Some(files) = lab() else { return };
+    let files = lab();
     let guest = Guest::boot(&files, |config| config.vcpu_count = 2);
     let counter = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; done";
     guest.start(counter);
@@ -162,23 +167,20 @@ fn a_paused_guest_stands_still_and_goes_on() {
 
 /// The body of the process that the next test kills.
 #[test]
-#[ignore = "started by another test as a process of its own"]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn a_guest_that_waits_to_be_killed() {
-    let Some(files) = lab() else { return };
+    // Only the next test asks for it.
+    let Some(mark) = std::env::var_os("PYRO_TEST_READY") else { return };
+    let files = lab();
     let guest = Guest::boot(&files, |_| {});
-    std::fs::write(
-        std::env::var_os("PYRO_TEST_READY").expect("PYRO_TEST_READY"),
-        b"ready",
-    )
-    .expect("the mark");
+    std::fs::write(mark, b"ready").expect("the mark");
     guest.wait();
 }
 
 #[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
 fn nothing_is_left_of_a_killed_vmm() {
-    if lab().is_none() {
-        return;
-    }
+    let files = lab();
     let directory = tempfile::tempdir().expect("a directory");
     let mark = directory.path().join("ready");
     let mut child = Command::new(std::env::current_exe().expect("this program"))
@@ -196,7 +198,6 @@ fn nothing_is_left_of_a_killed_vmm() {
     child.kill().expect("a running process");
     child.wait().expect("the end of the process");
     // The same files are free for the next one.
-    let files = Files::from_env().expect("the files");
     assert_eq!(
         Guest::boot(&files, |_| {}).power_off(),
         ExitReason::PowerOff
