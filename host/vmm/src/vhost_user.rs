@@ -25,6 +25,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -51,6 +52,9 @@ const RX: u16 = 0;
 const TX: u16 = 1;
 /// The number just behind the queues belongs to the event loop.
 const HOST_EVENTS: u16 = QUEUES as u16 + 1;
+
+/// How soon to look again for the way to notify the guest.
+const NOTIFY_RETRY: Duration = Duration::from_millis(1);
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 type Vring = VringMutex<Memory>;
@@ -102,6 +106,7 @@ pub fn serve(
         device,
         memory: memory.clone(),
         position: [0; QUEUES],
+        owed: [false; QUEUES],
         stopped: false,
         broken: false,
     });
@@ -325,8 +330,9 @@ impl VhostUserBackend for Backend {
         let (mut rx, mut tx) = (rx.get_mut(), tx.get_mut());
         match active.serve(event, &mut rx, &mut tx) {
             Ok(notify) => {
-                signal(&rx, notify.rx, "rx");
-                signal(&tx, notify.tx, "tx");
+                active.owed[0] |= notify.rx;
+                active.owed[1] |= notify.tx;
+                active.pay(&rx, &tx);
             }
             Err(error) => {
                 // QEMU 7.2 offers no way to pass the need for a reset on, so the device falls silent.
@@ -345,6 +351,9 @@ struct Active {
     memory: Memory,
     /// Where the queues stood when they were last served, rx and tx.
     position: [u16; QUEUES],
+    /// Notifications the guest has to get, rx and tx. QEMU starts a queue before it says how to
+    /// notify of it, and a driver that misses one hears of nothing more.
+    owed: [bool; QUEUES],
     /// QEMU has stopped a queue since.
     stopped: bool,
     /// The rings were found broken; the guest has to reset the device first.
@@ -388,6 +397,21 @@ impl Active {
         notify
     }
 
+    /// Notifies the guest of what is owed, now or as soon as QEMU has said how.
+    fn pay(&mut self, rx: &VringState<Memory>, tx: &VringState<Memory>) {
+        for (owed, ring) in self.owed.iter_mut().zip([rx, tx]) {
+            if *owed && ring.get_call().is_some() {
+                *owed = false;
+                if let Err(error) = ring.signal_used_queue() {
+                    tracing::error!(%error, "cannot notify the guest");
+                }
+            }
+        }
+        if self.owed.contains(&true) {
+            self.device.wake_after(NOTIFY_RETRY);
+        }
+    }
+
     fn reset(&mut self) {
         self.device.reset();
         self.broken = false;
@@ -396,12 +420,6 @@ impl Active {
 
 fn position(rx: &VringState<Memory>, tx: &VringState<Memory>) -> [u16; QUEUES] {
     [rx.get_queue().next_avail(), tx.get_queue().next_avail()]
-}
-
-fn signal(ring: &VringState<Memory>, wanted: bool, name: &str) {
-    if wanted && let Err(error) = ring.signal_used_queue() {
-        tracing::error!(%error, queue = name, "cannot notify the guest");
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

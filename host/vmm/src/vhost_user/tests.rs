@@ -53,6 +53,7 @@ fn start() -> (VhostUserVsock, Qemu) {
     };
     qemu.negotiate();
     qemu.start_rings([0, 0]);
+    qemu.set_calls();
     (device, qemu)
 }
 
@@ -96,12 +97,18 @@ impl Qemu {
             };
             self.frontend.set_vring_addr(index, &addresses).unwrap();
             self.frontend
-                .set_vring_call(index, &self.calls[index])
-                .unwrap();
-            self.frontend
                 .set_vring_kick(index, &self.kicks[index])
                 .unwrap();
             self.frontend.set_vring_enable(index, true).unwrap();
+        }
+    }
+
+    /// Says how to notify the guest: QEMU does so after all queues run.
+    fn set_calls(&mut self) {
+        for index in 0..2 {
+            self.frontend
+                .set_vring_call(index, &self.calls[index])
+                .unwrap();
         }
     }
 
@@ -152,6 +159,18 @@ impl Qemu {
             );
             let _ = self.calls[0].read();
         }
+    }
+
+    /// Waits for an interrupt of queue 0.
+    fn interrupted(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < deadline {
+            if self.calls[0].read().is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 
     fn read(&self, chain: &[(u16, u64, u32)], len: u32) -> Packet {
@@ -219,8 +238,18 @@ fn a_pause_keeps_connections_and_a_reset_does_not() {
     qemu.supply();
     let (mut host, port) = qemu.open(&device);
     let positions = qemu.stop_rings();
+    qemu.rings[0].want_notification(&qemu.mem);
+    let _ = qemu.calls[0].read();
     host.write_all(b"while paused").unwrap();
     qemu.start_rings(positions);
+    // The bytes are in the guest's buffer before there is a way to say so.
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(qemu.calls[0].read().is_err());
+    qemu.set_calls();
+    assert!(
+        qemu.interrupted(),
+        "the notification came too early and was lost"
+    );
     assert_eq!(qemu.take_one().payload, b"while paused");
     qemu.echo(&mut host, port, b"after the pause");
 
@@ -230,6 +259,7 @@ fn a_pause_keeps_connections_and_a_reset_does_not() {
         .unwrap();
     qemu.rings = [DriverRing::new(0), DriverRing::new(1)];
     qemu.start_rings([0, 0]);
+    qemu.set_calls();
     assert_eq!(host.read(&mut [0; 1]).unwrap(), 0);
     qemu.supply();
     let (mut host, port) = qemu.open(&device);
@@ -252,6 +282,7 @@ fn a_broken_ring_silences_the_device_until_it_is_reset() {
         .unwrap();
     qemu.rings = [DriverRing::new(0), DriverRing::new(1)];
     qemu.start_rings([0, 0]);
+    qemu.set_calls();
     qemu.supply();
     let (mut host, port) = qemu.open(&device);
     qemu.echo(&mut host, port, b"alive");

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -192,6 +193,11 @@ impl VsockDevice {
     /// Returns the descriptor that is readable when [`Self::handle_host_events`] has something to do.
     pub fn as_raw_fd(&self) -> RawFd {
         self.muxer.as_raw_fd()
+    }
+
+    /// Makes the poller report after `wait` at the latest, for a transport that has to look again.
+    pub fn wake_after(&mut self, wait: Duration) {
+        self.muxer.wake_after(wait);
     }
 
     /// Returns the device's counters.

@@ -283,6 +283,11 @@ impl Muxer {
         }
     }
 
+    /// Lets the timer expire after `wait` at the latest.
+    pub(super) fn wake_after(&mut self, wait: Duration) {
+        self.arm_timer(Instant::now().checked_add(wait));
+    }
+
     fn arm_timer(&mut self, deadline: Option<Instant>) {
         let Some(deadline) = deadline else { return };
         if self.timer_at.is_some_and(|at| at <= deadline) {
