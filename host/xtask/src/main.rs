@@ -61,11 +61,16 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
+/// Everything that is built for the host. The same selection for the binary and for the tests, because another one has
+/// other features of the same crates and builds them anew. The guests of the tests are components only.
+const WHOLE_WORKSPACE: &[&str] = &["--workspace", "--exclude", "pyro-test-guests"];
+
 /// Builds the release binary with the components, the guest agent and the
 /// profiles in it.
 fn build(root: &std::path::Path) -> anyhow::Result<()> {
     shell::step("build pyro, its components and the guest agent (minutes the first time)");
     shell::cargo(root)
-        .args(["build", "--release", "--locked", "--package", "pyro"])
+        .args(["build", "--release", "--locked", "--bin", "pyro"])
+        .args(WHOLE_WORKSPACE)
         .run()
 }

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use crate::shell::{self, Cmd};
-use crate::{build, setup};
+use crate::{WHOLE_WORKSPACE, build, setup};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -36,12 +36,10 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 
     let mut totals = Totals::default();
     shell::step("run all tests");
-    let all = ["--workspace", "--no-fail-fast"];
-    let mut sound = cargo_test(root, &home, &all, options.filter.as_deref(), &[], &mut totals)?;
+    let mut sound = cargo_test(root, &home, &["--no-fail-fast"], options.filter.as_deref(), &[], &mut totals)?;
     shell::step("run the engine's tests on real machines");
     // They wait for each other's processes, so they run one after the other and apart from the rest.
-    let machine = ["--package", "pyro-engine", "--test", "machine"];
-    sound &= cargo_test(root, &home, &machine, options.filter.as_deref(), &["--ignored", "--test-threads=1"], &mut totals)?;
+    sound &= cargo_test(root, &home, &["--test", "machine"], options.filter.as_deref(), &["--ignored", "--test-threads=1"], &mut totals)?;
     show(&format!("{} passed, {} failed", totals.passed, totals.failed));
     if !sound || totals.failed > 0 {
         bail!("{} tests failed", totals.failed);
@@ -63,6 +61,7 @@ fn cargo_test(
 ) -> Result<bool> {
     let mut command = shell::cargo(root)
         .args(["test", "--release", "--locked"])
+        .args(WHOLE_WORKSPACE)
         .args(what)
         .args(filter)
         .arg("--")
