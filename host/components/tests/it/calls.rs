@@ -29,10 +29,10 @@ async fn arguments_go_in_and_results_come_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_bad_end_is_a_typed_error_and_disturbs_nobody() {
     let home = Home::new();
-    let toolbox = toolbox(&home, "limits = { memory_mib = 16, cpu_ms = 1500, call_seconds = 60, handles = 100 }");
+    let toolbox = toolbox(&home, "limits = { memory_mib = 16, cpu_ms = 800, call_seconds = 600, handles = 100 }");
     toolbox.warm();
     let cases = [
-        ("spin", 0, "cpu_limit", "used more than 1500 ms of CPU time"),
+        ("spin", 0, "cpu_limit", "used more than 800 ms of CPU time"),
         ("allocate", 0, "memory_limit", "asked for more than 16 MiB of memory"),
         ("trap", 0, "plugin_trap", "unreachable"),
         ("panic", 3, "plugin_trap", "a message with 3 in it"),
@@ -46,7 +46,7 @@ async fn every_bad_end_is_a_typed_error_and_disturbs_nobody() {
         ("break_promise", 0, "plugin_invalid", "`answer` must be an integer, not \"many\""),
         ("forget_promise", 0, "plugin_invalid", "no structured result"),
         ("handle_flood", 5_000, "handle_limit", "more than 100 handles"),
-        ("blob_flood", 90, "memory_limit", "more than 64 MiB of blobs"),
+        ("blob_flood", 66, "memory_limit", "more than 64 MiB of blobs"),
         ("refuse", 0, "plugin_error", "control \u{fffd}[31m characters"),
     ];
     let others = tokio::spawn({
@@ -75,7 +75,7 @@ async fn every_bad_end_is_a_typed_error_and_disturbs_nobody() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_loop_does_not_hold_up_the_only_thread() {
     let home = Home::new();
-    let toolbox = toolbox(&home, "limits = { cpu_ms = 400 }");
+    let toolbox = toolbox(&home, "limits = { cpu_ms = 300, call_seconds = 600 }");
     call(&toolbox, "echo", json!({})).await.unwrap();
     let loops: Vec<_> = (0..3)
         .map(|_| {
@@ -89,7 +89,8 @@ async fn a_loop_does_not_hold_up_the_only_thread() {
         served += 1;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(served >= 5, "only {served} calls got through");
+    // Held up, the first would get through only after the loops had ended, and there would be no second.
+    assert!(served >= 2, "only {served} calls got through");
     for task in loops {
         assert_eq!(task.await.unwrap().unwrap_err().code, "cpu_limit");
     }
