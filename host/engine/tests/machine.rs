@@ -698,21 +698,27 @@ async fn boots_that_fail_say_why() {
 #[ignore = "boots machines on a busy host"]
 async fn a_busy_host_boots_all_the_same() {
     let host = host();
-    let mut busy: Vec<_> = (0..2)
-        .map(|_| {
-            Command::new("sh")
-                .args(["-c", "while :; do :; done"])
-                .spawn()
-                .unwrap()
-        })
-        .collect();
+    let _busy = [Busy::start(), Busy::start()];
     for _ in 0..3 {
         let machine = host.boot().await;
         assert_eq!(run(&machine, "echo up").await.unwrap().stdout, b"up\n");
         machine.end().await.unwrap();
     }
-    for child in &mut busy {
-        child.kill().unwrap();
-        child.wait().unwrap();
+}
+
+/// A process that takes all the CPU it can get, until it is dropped.
+struct Busy(std::process::Child);
+
+impl Busy {
+    fn start() -> Self {
+        Self(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // It runs until it is killed, so neither fails.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
