@@ -21,7 +21,7 @@ use crate::tool::NoObserver;
 
 /// What `list-tools` may use. It only says what is known when the component is built.
 const LIST_LIMITS: Limits =
-    Limits { memory_mib: 256, cpu_ms: 1_000, call_seconds: 30, output_bytes: 4 << 20, handles: 1_000 };
+    Limits { memory_mib: 256, cpu_ms: 500, call_seconds: 60, output_bytes: 4 << 20, handles: 1_000 };
 
 /// A component whose instances can be made.
 pub(crate) struct Prepared {

@@ -51,8 +51,8 @@ fn a_trap_in_list_tools_is_a_load_error_with_the_last_words() {
 fn a_loop_in_list_tools_is_a_load_error_in_time() {
     let started = std::time::Instant::now();
     let error = refusal("list_loop", "");
-    assert!(error.contains("`list-tools` was ended: it used more than 1000 ms of CPU time"), "{error}");
-    assert!(started.elapsed().as_secs() < 40);
+    assert!(error.contains("`list-tools` was ended: it used more than 500 ms of CPU time"), "{error}");
+    assert!(started.elapsed().as_secs() < 60);
 }
 
 #[test]
