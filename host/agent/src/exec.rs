@@ -283,11 +283,12 @@ impl Exec {
         self.stdin.iter_mut().for_each(|stdin| stdin.eof = true);
     }
 
-    /// True while more input may be taken from the host.
+    /// True while more input may be taken from the host. A host that has filled its window to the last byte is still
+    /// read: what follows is a signal or the end of the input.
     pub fn has_room(&self) -> bool {
         self.stdin
             .as_ref()
-            .is_none_or(|stdin| stdin.buffer.len() - stdin.written < STDIN_WINDOW_BYTES)
+            .is_none_or(|stdin| stdin.buffer.len() - stdin.written <= STDIN_WINDOW_BYTES)
     }
 
     /// Sends a signal to the main process's group; `SIGKILL` to the whole tree. Returns false for an unknown name.
