@@ -270,8 +270,11 @@ unsafe extern "C" fn child_main(child: *mut Child) -> ! {
     // SAFETY: by the contract above `child` and its arrays are valid and nobody else uses them now. Only calls that are
     // safe between vfork and exec are made: none allocates, locks, or runs code that could unwind.
     unsafe {
-        // Handlers were cleared by the kernel; what was ignored (SIGPIPE) and blocked (SIGCHLD) was not.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // Handlers are cleared by the kernel; what is ignored and blocked is not. SIGPIPE is ignored here, and a program
+        // that was started in the background has SIGINT and SIGQUIT ignored by its shell. SIGKILL and SIGSTOP refuse.
+        for number in 1..=31 {
+            libc::signal(number, libc::SIG_DFL);
+        }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
