@@ -37,7 +37,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! Build it with `cargo build --release --target wasm32-wasip2` and pack it with `pyro plugin pack`. The functions of
+//! Build it with `cargo build --release --target wasm32-wasip2`; a build step may append its tool list with
+//! [`append_manifest`]. The functions of
 //! [`vm`] and [`host`] that it uses become its imports, and those are the grants it asks a profile for.
 //!
 //! Deliberately absent: anything a component written without this crate could not do.

@@ -11,7 +11,7 @@ pub fn manifest(tools: &[Definition]) -> String {
     serde_json::json!({ "manifest": 1, "tools": tools }).to_string()
 }
 
-/// Returns `component` with `manifest` as its `pyro:manifest` section. For build scripts; `pyro plugin pack` does the
+/// Returns `component` with `manifest` as its `pyro:manifest` section. For build scripts; `pyro_components::pack` does the
 /// same for a component of any language.
 pub fn append_manifest(component: &[u8], manifest: &str) -> Vec<u8> {
     let mut body = Vec::new();

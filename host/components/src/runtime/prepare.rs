@@ -62,7 +62,7 @@ pub(crate) fn prepare(component: &ResolvedComponent, cache: &AotCache) -> Result
         && let Some(difference) = first_difference(stated, &listed)
     {
         return Err(invalid(format!("component `{name}` is not what its `pyro:manifest` section says: {difference}"))
-            .with_hint("write the section again with `pyro plugin pack`"));
+            .with_hint("write the section again with `pyro_components::pack`, or leave it out"));
     }
     Ok(Prepared { pre, tools: Arc::new(listed) })
 }
