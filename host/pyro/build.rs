@@ -17,11 +17,7 @@ const BUILTIN_PLUGINS: &[(&str, fn() -> String)] = &[("exec", pyro_plugin_exec::
 
 fn main() {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let root = manifest_dir
-        .ancestors()
-        .nth(2)
-        .expect("host/pyro is two levels below the root")
-        .to_owned();
+    let root = manifest_dir.ancestors().nth(2).expect("host/pyro is two levels below the root").to_owned();
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
 
     for input in [
@@ -39,10 +35,7 @@ fn main() {
 
     let target_dir = embed_target_dir(&out_dir);
     let agent = build(&root, &target_dir, AGENT_TARGET, &["pyro-agent".to_owned()]).join("pyro-agent");
-    let packages: Vec<String> = BUILTIN_PLUGINS
-        .iter()
-        .map(|(name, _)| format!("pyro-plugin-{name}"))
-        .collect();
+    let packages: Vec<String> = BUILTIN_PLUGINS.iter().map(|(name, _)| format!("pyro-plugin-{name}")).collect();
     let wasm_dir = build(&root, &target_dir, PLUGIN_TARGET, &packages);
 
     let mut code = String::new();
@@ -51,7 +44,9 @@ fn main() {
         "/// The guest agent: a static ELF for the guest.\npub static AGENT: &[u8] = include_bytes!({agent:?});"
     )
     .expect("a String takes all");
-    code.push_str("/// The built-in components: name and bytes.\npub static BUILTIN_COMPONENTS: &[(&str, &[u8])] = &[\n");
+    code.push_str(
+        "/// The built-in components: name and bytes.\npub static BUILTIN_COMPONENTS: &[(&str, &[u8])] = &[\n",
+    );
     for (name, manifest) in BUILTIN_PLUGINS {
         let built = wasm_dir.join(format!("pyro_plugin_{}.wasm", name.replace('-', "_")));
         let component = fs::read(&built).unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
@@ -59,7 +54,9 @@ fn main() {
         fs::write(&wasm, pyro_plugin_sdk::append_manifest(&component, &manifest())).expect("OUT_DIR is writable");
         writeln!(code, "    ({name:?}, include_bytes!({wasm:?})),").expect("a String takes all");
     }
-    code.push_str("];\n/// The built-in profiles: name and TOML text.\npub static BUILTIN_PROFILES: &[(&str, &str)] = &[\n");
+    code.push_str(
+        "];\n/// The built-in profiles: name and TOML text.\npub static BUILTIN_PROFILES: &[(&str, &str)] = &[\n",
+    );
     for path in profiles(&root.join("profiles")) {
         let name = path.file_stem().expect("a .toml file has a stem").to_string_lossy().into_owned();
         writeln!(code, "    ({name:?}, include_str!({path:?})),").expect("a String takes all");
@@ -72,11 +69,7 @@ fn main() {
 /// reused from build to build: `<target>/embed`.
 fn embed_target_dir(out_dir: &Path) -> PathBuf {
     // <target>/<profile>/build/<package>-<hash>/out
-    out_dir
-        .ancestors()
-        .nth(4)
-        .expect("OUT_DIR is four levels below the target directory")
-        .join("embed")
+    out_dir.ancestors().nth(4).expect("OUT_DIR is four levels below the target directory").join("embed")
 }
 
 fn profiles(dir: &Path) -> Vec<PathBuf> {
@@ -109,16 +102,24 @@ fn build(root: &Path, target_dir: &Path, target: &str, packages: &[String]) -> P
             || key.starts_with("CARGO_PKG_")
             || matches!(
                 &*key,
-                "CARGO_ENCODED_RUSTFLAGS" | "RUSTFLAGS" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "CLIPPY_ARGS"
-                    | "TARGET" | "HOST" | "OUT_DIR" | "PROFILE" | "OPT_LEVEL" | "DEBUG" | "CARGO_TARGET_DIR"
+                "CARGO_ENCODED_RUSTFLAGS"
+                    | "RUSTFLAGS"
+                    | "RUSTC_WRAPPER"
+                    | "RUSTC_WORKSPACE_WRAPPER"
+                    | "CLIPPY_ARGS"
+                    | "TARGET"
+                    | "HOST"
+                    | "OUT_DIR"
+                    | "PROFILE"
+                    | "OPT_LEVEL"
+                    | "DEBUG"
+                    | "CARGO_TARGET_DIR"
             );
         if outer {
             command.env_remove(&*key);
         }
     }
-    let status = command
-        .status()
-        .unwrap_or_else(|error| panic!("cannot run cargo for {target}: {error}"));
+    let status = command.status().unwrap_or_else(|error| panic!("cannot run cargo for {target}: {error}"));
     assert!(
         status.success(),
         "building {} for {target} failed; is the target installed? `rustup target add {target}` (`cargo xtask setup` does it)",

@@ -73,13 +73,19 @@ fn profile_refused(text: &str, says: &[&str]) {
 #[test]
 fn malformed_manifests() {
     profile_refused("schema = 1\nname = ", &["bad.toml:2"]);
-    profile_refused("schema = 1\nname = \"x\"\n\n[components.exec]\nsorce = \"builtin:exec\"\n", &["bad.toml:5", "sorce", "source"]);
+    profile_refused(
+        "schema = 1\nname = \"x\"\n\n[components.exec]\nsorce = \"builtin:exec\"\n",
+        &["bad.toml:5", "sorce", "source"],
+    );
     profile_refused("schema = 7\nname = \"x\"\n", &["schema", "7"]);
     profile_refused(
         "schema = 1\nname = \"x\"\n[components.exec]\nsource = \"builtin:exex\"\ngrants = [\"machines\", \"exec\"]\n",
         &["exex", "exec"],
     );
-    profile_refused("schema = 1\nname = \"x\"\n[components.exec]\nsource = \"builtin:exec\"\n", &["grants", "machines"]);
+    profile_refused(
+        "schema = 1\nname = \"x\"\n[components.exec]\nsource = \"builtin:exec\"\n",
+        &["grants", "machines"],
+    );
     profile_refused(
         "schema = 1\nname = \"x\"\n[components.exec]\nsource = \"builtin:exec\"\ngrants = [\"machines\", \"exek\"]\n",
         &["exek", "exec"],
@@ -91,7 +97,8 @@ fn malformed_manifests() {
 fn a_component_that_is_not_wasm() {
     let home = Home::empty();
     fs::write(home.path().join("not.wasm"), "hello").expect("a file");
-    fs::write(home.path().join("p.toml"), "schema = 1\nname = \"x\"\n[components.a]\nsource = \"./not.wasm\"\n").expect("a file");
+    fs::write(home.path().join("p.toml"), "schema = 1\nname = \"x\"\n[components.a]\nsource = \"./not.wasm\"\n")
+        .expect("a file");
     let run = home.run(&["profile", "check", "p.toml"]);
     run.expect_code(1);
     assert!(run.stderr.contains("not.wasm"), "{}", run.stderr);

@@ -33,7 +33,9 @@ fn a_client_of_either_era_over_either_transport_runs_a_command() {
                 client.stateless();
                 let discovered = client.request("server/discover", json!({}));
                 assert!(
-                    discovered["result"]["supportedVersions"].as_array().is_some_and(|list| list.contains(&json!("2026-07-28"))),
+                    discovered["result"]["supportedVersions"]
+                        .as_array()
+                        .is_some_and(|list| list.contains(&json!("2026-07-28"))),
                     "{discovered}"
                 );
             } else {
@@ -217,7 +219,9 @@ fn malformed_input_does_not_end_the_server() {
     client.send_line(b"");
     client.send_line(b"\xff\xfe\x00");
     client.send_line(b"[]");
-    client.send_line(&[b"{\"jsonrpc\":\"2.0\",\"id\":99,\"method\":\"x\",\"params\":".as_slice(), &b"[".repeat(100_000)].concat());
+    client.send_line(
+        &[b"{\"jsonrpc\":\"2.0\",\"id\":99,\"method\":\"x\",\"params\":".as_slice(), &b"[".repeat(100_000)].concat(),
+    );
     client.send_line(b"{\"jsonrpc\":\"2.0\",\"id\":null,\"method\":\"tools/list\"}");
     let wrong = client.request("tools/call", json!({ "nome": "vm_run" }));
     assert_eq!(wrong["error"]["code"], -32602, "{wrong}");

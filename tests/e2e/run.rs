@@ -28,7 +28,12 @@ fn prints_what_the_command_prints_and_exits_as_it_exits() {
 fn the_command_runs_in_a_machine_of_its_own() {
     let home = Home::new();
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux has it");
-    let run = home.run(&["run", "debian:12", "--", "cat /proc/sys/kernel/random/boot_id; uname -r; ps -e 2>/dev/null | wc -l; id -un"]);
+    let run = home.run(&[
+        "run",
+        "debian:12",
+        "--",
+        "cat /proc/sys/kernel/random/boot_id; uname -r; ps -e 2>/dev/null | wc -l; id -un",
+    ]);
     run.expect_code(0);
     let lines: Vec<&str> = run.text().lines().collect();
     assert_ne!(lines[0], host.trim());
@@ -57,7 +62,14 @@ fn standard_input_reaches_the_command() {
 fn a_command_over_its_time_is_killed_and_keeps_its_output() {
     let home = Home::new();
     let run = home.run(&[
-        "run", "debian:12", "--timeout-seconds", "5", "--", "sh", "-c", "echo before; sleep 60 & sleep 60; echo after",
+        "run",
+        "debian:12",
+        "--timeout-seconds",
+        "5",
+        "--",
+        "sh",
+        "-c",
+        "echo before; sleep 60 & sleep 60; echo after",
     ]);
     run.expect_code(124);
     assert_eq!(run.text(), "before\n");
@@ -165,7 +177,12 @@ fn a_killed_virtual_machine_monitor_is_a_clear_error() {
 #[test]
 fn a_guest_panic_is_a_clear_error() {
     let home = Home::new();
-    let run = home.run(&["run", "debian:12", "--", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 60"]);
+    let run = home.run(&[
+        "run",
+        "debian:12",
+        "--",
+        "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 60",
+    ]);
     run.expect_code(125);
     assert!(run.stderr.contains("panic"), "{}", run.stderr);
     assert!(run.elapsed < Duration::from_secs(30), "{:?}", run.elapsed);
@@ -219,7 +236,14 @@ fn two_commands_run_at_the_same_time() {
 fn the_guest_sees_the_size_that_was_asked_for() {
     let home = Home::new();
     let run = home.run(&[
-        "run", "debian:12", "--vcpu-count", "2", "--mem-mib", "512", "--", "nproc; awk '/MemTotal/ {print $2}' /proc/meminfo",
+        "run",
+        "debian:12",
+        "--vcpu-count",
+        "2",
+        "--mem-mib",
+        "512",
+        "--",
+        "nproc; awk '/MemTotal/ {print $2}' /proc/meminfo",
     ]);
     run.expect_code(0);
     let lines: Vec<u64> = run.text().lines().map(|line| line.parse().expect("a number")).collect();

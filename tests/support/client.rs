@@ -128,7 +128,11 @@ impl Client {
     /// When the server has closed its input.
     pub fn send_line(&mut self, line: &[u8]) {
         let input = self.input.as_mut().expect("the input is still open");
-        input.write_all(line).and_then(|()| input.write_all(b"\n")).and_then(|()| input.flush()).expect("the server reads");
+        input
+            .write_all(line)
+            .and_then(|()| input.write_all(b"\n"))
+            .and_then(|()| input.flush())
+            .expect("the server reads");
     }
 
     /// Sends a notification.
@@ -148,7 +152,9 @@ impl Client {
             }
             params.insert("_meta".to_owned(), meta);
         }
-        self.send_line(json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes());
+        self.send_line(
+            json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string().as_bytes(),
+        );
         id
     }
 

@@ -107,16 +107,13 @@ impl HostFrame {
         Ok(match kind {
             kind::OPEN => {
                 let wire: OpenWire = decode_json("open", payload)?;
-                let open = wire
-                    .into_open()
-                    .map_err(|reason| malformed("open", reason))?;
+                let open = wire.into_open().map_err(|reason| malformed("open", reason))?;
                 Self::Open(open)
             }
             kind::STDIN => Self::Stdin(payload.to_vec()),
             kind::STDIN_EOF => Self::StdinEof,
             kind::SIGNAL => {
-                let name = std::str::from_utf8(payload)
-                    .map_err(|_| malformed("signal", "name is not UTF-8"))?;
+                let name = std::str::from_utf8(payload).map_err(|_| malformed("signal", "name is not UTF-8"))?;
                 Self::Signal(name.to_owned())
             }
             other => Self::Unknown(other),
@@ -152,9 +149,8 @@ impl GuestFrame {
             kind::STDERR => Self::Stderr(payload.to_vec()),
             kind::EXITED => Self::Exited(decode_json("exited", payload)?),
             kind::STDIN_CREDIT => {
-                let bytes: [u8; 4] = payload
-                    .try_into()
-                    .map_err(|_| malformed("stdin credit", "payload is not 4 bytes"))?;
+                let bytes: [u8; 4] =
+                    payload.try_into().map_err(|_| malformed("stdin credit", "payload is not 4 bytes"))?;
                 Self::StdinCredit(u32::from_le_bytes(bytes))
             }
             kind::GOING_DOWN => Self::GoingDown(decode_json("going down", payload)?),
@@ -227,20 +223,14 @@ impl FrameDecoder {
         self.buffer.len().saturating_sub(self.start)
     }
 
-    fn next_with<F>(
-        &mut self,
-        decode: fn(u8, &[u8]) -> Result<F, FrameError>,
-    ) -> Result<Option<F>, FrameError> {
+    fn next_with<F>(&mut self, decode: fn(u8, &[u8]) -> Result<F, FrameError>) -> Result<Option<F>, FrameError> {
         let rest = self.buffer.get(self.start..).unwrap_or_default();
         let Some((header, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
         let len = u32::from_le_bytes(*header) as usize;
         if len > MAX_FRAME_BYTES {
-            return Err(FrameError::TooLarge {
-                len,
-                max: MAX_FRAME_BYTES,
-            });
+            return Err(FrameError::TooLarge { len, max: MAX_FRAME_BYTES });
         }
         if len == 0 {
             return Err(FrameError::Empty);
@@ -256,25 +246,14 @@ impl FrameDecoder {
 }
 
 fn malformed(name: &'static str, reason: impl ToString) -> FrameError {
-    FrameError::Malformed {
-        name,
-        reason: reason.to_string(),
-    }
+    FrameError::Malformed { name, reason: reason.to_string() }
 }
 
-fn decode_json<'a, T: Deserialize<'a>>(
-    name: &'static str,
-    payload: &'a [u8],
-) -> Result<T, FrameError> {
+fn decode_json<'a, T: Deserialize<'a>>(name: &'static str, payload: &'a [u8]) -> Result<T, FrameError> {
     serde_json::from_slice(payload).map_err(|error| malformed(name, error))
 }
 
-fn encode_json<T: Serialize>(
-    kind: u8,
-    name: &'static str,
-    value: &T,
-    out: &mut Vec<u8>,
-) -> Result<(), FrameError> {
+fn encode_json<T: Serialize>(kind: u8, name: &'static str, value: &T, out: &mut Vec<u8>) -> Result<(), FrameError> {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     out.push(kind);
@@ -318,9 +297,6 @@ fn encode_data(kind: u8, bytes: &[u8], out: &mut Vec<u8>) {
 fn checked_len(len: usize) -> Result<u32, FrameError> {
     match u32::try_from(len) {
         Ok(fits) if len <= MAX_FRAME_BYTES => Ok(fits),
-        _ => Err(FrameError::TooLarge {
-            len,
-            max: MAX_FRAME_BYTES,
-        }),
+        _ => Err(FrameError::TooLarge { len, max: MAX_FRAME_BYTES }),
     }
 }

@@ -27,12 +27,10 @@ mod frame;
 mod message;
 mod signal;
 
-pub use frame::{
-    FrameDecoder, FrameError, GuestFrame, HostFrame, encode_stderr, encode_stdin, encode_stdout,
-};
+pub use frame::{FrameDecoder, FrameError, GuestFrame, HostFrame, encode_stderr, encode_stdin, encode_stdout};
 pub use message::{
-    BootStep, ErrorReply, ExecRequest, Exited, GoingDown, HelloReply, HelloRequest, Op, Open,
-    Program, Seed, ShutdownMode, ShutdownRequest, Started, codes,
+    BootStep, ErrorReply, ExecRequest, Exited, GoingDown, HelloReply, HelloRequest, Op, Open, Program, Seed,
+    ShutdownMode, ShutdownRequest, Started, codes,
 };
 pub use signal::{signal_name, signal_number};
 

@@ -40,10 +40,7 @@ pub struct Open {
 impl Open {
     /// Returns an `Open` with this crate's protocol number.
     pub fn new(op: Op) -> Self {
-        Self {
-            protocol: crate::PROTOCOL,
-            op,
-        }
+        Self { protocol: crate::PROTOCOL, op }
     }
 }
 
@@ -75,13 +72,7 @@ pub(crate) struct OpenWire {
 
 impl From<&Open> for OpenWire {
     fn from(open: &Open) -> Self {
-        let mut wire = Self {
-            protocol: open.protocol,
-            op: String::new(),
-            hello: None,
-            exec: None,
-            shutdown: None,
-        };
+        let mut wire = Self { protocol: open.protocol, op: String::new(), hello: None, exec: None, shutdown: None };
         match &open.op {
             Op::Hello(hello) => {
                 wire.op = "hello".into();
@@ -110,10 +101,7 @@ impl OpenWire {
             "shutdown" => Op::Shutdown(self.shutdown.unwrap_or_default()),
             _ => Op::Unsupported(self.op),
         };
-        Ok(Open {
-            protocol: self.protocol,
-            op,
-        })
+        Ok(Open { protocol: self.protocol, op })
     }
 }
 
@@ -202,13 +190,7 @@ pub struct ExecRequest {
 impl ExecRequest {
     /// Returns a request with no time limit, no stdin, and the agent's default directory and environment.
     pub fn new(program: Program) -> Self {
-        Self {
-            program,
-            cwd: None,
-            env: Vec::new(),
-            timeout_ms: 0,
-            stdin: false,
-        }
+        Self { program, cwd: None, env: Vec::new(), timeout_ms: 0, stdin: false }
     }
 }
 

@@ -9,39 +9,18 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 fn program() -> impl Strategy<Value = Program> {
-    prop_oneof![
-        vec(text(), 0..4).prop_map(Program::Argv),
-        text().prop_map(Program::Shell)
-    ]
+    prop_oneof![vec(text(), 0..4).prop_map(Program::Argv), text().prop_map(Program::Shell)]
 }
 
 fn exec_request() -> impl Strategy<Value = ExecRequest> {
-    (
-        program(),
-        proptest::option::of(text()),
-        vec((text(), text()), 0..4),
-        any::<u64>(),
-        any::<bool>(),
-    )
-        .prop_map(|(program, cwd, env, timeout_ms, stdin)| ExecRequest {
-            program,
-            cwd,
-            env,
-            timeout_ms,
-            stdin,
-        })
+    (program(), proptest::option::of(text()), vec((text(), text()), 0..4), any::<u64>(), any::<bool>())
+        .prop_map(|(program, cwd, env, timeout_ms, stdin)| ExecRequest { program, cwd, env, timeout_ms, stdin })
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        (
-            any::<Option<u64>>(),
-            proptest::option::of(vec(any::<u8>(), 0..40))
-        )
-            .prop_map(|(unix_ns, seed)| Op::Hello(HelloRequest {
-                unix_ns,
-                seed: seed.map(Seed)
-            })),
+        (any::<Option<u64>>(), proptest::option::of(vec(any::<u8>(), 0..40)))
+            .prop_map(|(unix_ns, seed)| Op::Hello(HelloRequest { unix_ns, seed: seed.map(Seed) })),
         exec_request().prop_map(Op::Exec),
         prop_oneof![Just(ShutdownMode::PowerOff), Just(ShutdownMode::Reboot)]
             .prop_map(|mode| Op::Shutdown(ShutdownRequest { mode })),
@@ -61,17 +40,9 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
 
 fn guest_frame() -> impl Strategy<Value = GuestFrame> {
     prop_oneof![
-        (
-            text(),
-            any::<u64>(),
-            any::<bool>(),
-            vec((text(), any::<u64>()), 0..4)
-        )
-            .prop_map(|(kernel, boot_ms, cgroups, steps)| {
-                let boot_steps = steps
-                    .into_iter()
-                    .map(|(name, done_us)| BootStep { name, done_us })
-                    .collect();
+        (text(), any::<u64>(), any::<bool>(), vec((text(), any::<u64>()), 0..4)).prop_map(
+            |(kernel, boot_ms, cgroups, steps)| {
+                let boot_steps = steps.into_iter().map(|(name, done_us)| BootStep { name, done_us }).collect();
                 GuestFrame::HelloReply(Box::new(HelloReply {
                     kernel,
                     boot_ms,
@@ -79,27 +50,17 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
                     boot_steps,
                     ..HelloReply::default()
                 }))
-            }),
-        (text(), text())
-            .prop_map(|(code, message)| GuestFrame::Error(ErrorReply { code, message })),
+            }
+        ),
+        (text(), text()).prop_map(|(code, message)| GuestFrame::Error(ErrorReply { code, message })),
         any::<u32>().prop_map(|pid| GuestFrame::Started(Started { pid })),
         vec(any::<u8>(), 0..2000).prop_map(GuestFrame::Stdout),
         vec(any::<u8>(), 0..2000).prop_map(GuestFrame::Stderr),
-        (
-            any::<Option<i32>>(),
-            proptest::option::of(text()),
-            any::<bool>(),
-            any::<Option<u64>>()
-        )
-            .prop_map(|(exit_code, signal, timed_out, cpu_us)| {
-                GuestFrame::Exited(Exited {
-                    exit_code,
-                    signal,
-                    timed_out,
-                    cpu_us,
-                    ..Exited::default()
-                })
-            }),
+        (any::<Option<i32>>(), proptest::option::of(text()), any::<bool>(), any::<Option<u64>>()).prop_map(
+            |(exit_code, signal, timed_out, cpu_us)| {
+                GuestFrame::Exited(Exited { exit_code, signal, timed_out, cpu_us, ..Exited::default() })
+            }
+        ),
         any::<u32>().prop_map(GuestFrame::StdinCredit),
         any::<bool>().prop_map(|clean| GuestFrame::GoingDown(GoingDown { clean })),
     ]
@@ -176,10 +137,7 @@ proptest! {
 fn a_length_over_the_limit_is_refused_before_its_bytes_arrive() {
     let mut decoder = FrameDecoder::new();
     decoder.push(&(MAX_FRAME_BYTES as u32 + 1).to_le_bytes());
-    assert!(matches!(
-        decoder.next_host(),
-        Err(FrameError::TooLarge { .. })
-    ));
+    assert!(matches!(decoder.next_host(), Err(FrameError::TooLarge { .. })));
     decoder.push(&[0; 64]);
     assert!(decoder.next_host().is_err(), "the error stays");
 }
@@ -196,10 +154,7 @@ fn an_oversized_request_is_refused_and_leaves_the_buffer_alone() {
     let mut out = vec![7];
     let request = ExecRequest::new(Program::Shell("x".repeat(MAX_FRAME_BYTES)));
     let frame = HostFrame::Open(Open::new(Op::Exec(request)));
-    assert!(matches!(
-        frame.encode(&mut out),
-        Err(FrameError::TooLarge { .. })
-    ));
+    assert!(matches!(frame.encode(&mut out), Err(FrameError::TooLarge { .. })));
     assert_eq!(out, [7]);
 }
 
@@ -209,16 +164,8 @@ fn data_is_cut_into_chunks() {
     let mut out = Vec::new();
     encode_stdin(&bytes, &mut out);
     let frames = decode_in_pieces(&out, &[], FrameDecoder::next_host);
-    let lengths: Vec<usize> = frames
-        .iter()
-        .map(|f| {
-            if let HostFrame::Stdin(b) = f {
-                b.len()
-            } else {
-                usize::MAX
-            }
-        })
-        .collect();
+    let lengths: Vec<usize> =
+        frames.iter().map(|f| if let HostFrame::Stdin(b) = f { b.len() } else { usize::MAX }).collect();
     assert_eq!(lengths, [DATA_CHUNK_BYTES, DATA_CHUNK_BYTES, 1]);
 }
 
@@ -228,9 +175,7 @@ fn the_wire_format_is_fixed() {
     let mut out = Vec::new();
     let mut request = ExecRequest::new(Program::Argv(vec!["true".into()]));
     request.timeout_ms = 5;
-    HostFrame::Open(Open::new(Op::Exec(request)))
-        .encode(&mut out)
-        .unwrap();
+    HostFrame::Open(Open::new(Op::Exec(request))).encode(&mut out).unwrap();
     let json = br#"{"protocol":1,"op":"exec","exec":{"program":{"argv":["true"]},"timeout_ms":5,"stdin":false}}"#;
     let mut expected = (json.len() as u32 + 1).to_le_bytes().to_vec();
     expected.push(0x01);
@@ -249,36 +194,19 @@ fn unknown_members_and_operations_are_tolerated() {
     bytes.push(0x01);
     bytes.extend_from_slice(json);
     let frames = decode_in_pieces(&bytes, &[], FrameDecoder::next_host);
-    assert_eq!(
-        frames,
-        [HostFrame::Open(Open::new(Op::Exec(ExecRequest::new(
-            Program::Shell("ls".into())
-        ))))]
-    );
+    assert_eq!(frames, [HostFrame::Open(Open::new(Op::Exec(ExecRequest::new(Program::Shell("ls".into())))))]);
 
     let json = br#"{"protocol":9,"op":"files","files":{"read":"/etc/passwd"}}"#;
     let mut bytes = (json.len() as u32 + 1).to_le_bytes().to_vec();
     bytes.push(0x01);
     bytes.extend_from_slice(json);
     let frames = decode_in_pieces(&bytes, &[], FrameDecoder::next_host);
-    assert_eq!(
-        frames,
-        [HostFrame::Open(Open {
-            protocol: 9,
-            op: Op::Unsupported("files".into())
-        })]
-    );
+    assert_eq!(frames, [HostFrame::Open(Open { protocol: 9, op: Op::Unsupported("files".into()) })]);
 }
 
 #[test]
 fn a_seed_does_not_show_in_debug_output() {
-    let open = Open::new(Op::Hello(HelloRequest {
-        unix_ns: None,
-        seed: Some(Seed(vec![222, 173])),
-    }));
+    let open = Open::new(Op::Hello(HelloRequest { unix_ns: None, seed: Some(Seed(vec![222, 173])) }));
     let shown = format!("{open:?}");
-    assert!(
-        shown.contains("redacted") && !shown.contains("222"),
-        "{shown}"
-    );
+    assert!(shown.contains("redacted") && !shown.contains("222"), "{shown}");
 }

@@ -59,19 +59,9 @@ impl CgroupRoot {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let dir = openat(
-            CWD,
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let dir = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         enable_controllers(dir.as_fd(), &["memory"])?;
-        let mut root = Self {
-            dir,
-            next: 0,
-            ready: Vec::new(),
-            retired: Vec::new(),
-        };
+        let mut root = Self { dir, next: 0, ready: Vec::new(), retired: Vec::new() };
         let first = root.create()?;
         root.ready.push(first);
         Ok(root)
@@ -135,12 +125,7 @@ impl CgroupRoot {
 
     /// Kills every process of every command.
     pub fn kill_all(&self) {
-        if let Ok(kill) = openat(
-            &self.dir,
-            "cgroup.kill",
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        ) {
+        if let Ok(kill) = openat(&self.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
             let _ = rustix::io::write(&kill, b"1");
         }
     }
@@ -161,12 +146,7 @@ impl CgroupRoot {
         let read = |file: &str| openat(&dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         Ok(ExecCgroup {
             events: read("cgroup.events")?,
-            kill: openat(
-                &dir,
-                "cgroup.kill",
-                OFlags::WRONLY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?,
+            kill: openat(&dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
             cpu_stat: read("cpu.stat").ok(),
             memory_peak: read("memory.peak").ok(),
             memory_events: read("memory.events").ok(),
@@ -214,10 +194,8 @@ impl ExecCgroup {
 
     /// Returns what the processes used so far. What the kernel does not count is absent.
     pub fn usage(&self) -> Usage {
-        let key = |file: &Option<OwnedFd>, key| {
-            file.as_ref()
-                .and_then(|file| read_key(file.as_fd(), key).ok().flatten())
-        };
+        let key =
+            |file: &Option<OwnedFd>, key| file.as_ref().and_then(|file| read_key(file.as_fd(), key).ok().flatten());
         Usage {
             cpu_us: key(&self.cpu_stat, "usage_usec"),
             peak_memory_bytes: self.memory_peak.as_ref().and_then(|file| {
@@ -235,12 +213,7 @@ impl ExecCgroup {
 /// # Errors
 /// When the kernel refuses.
 pub fn enable_controllers(dir: BorrowedFd<'_>, wanted: &[&str]) -> io::Result<()> {
-    let file = openat(
-        dir,
-        "cgroup.controllers",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let file = openat(dir, "cgroup.controllers", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut buffer = [0; 512];
     let available = read_start(file.as_fd(), &mut buffer)?;
     let line: Vec<String> = available
@@ -249,12 +222,7 @@ pub fn enable_controllers(dir: BorrowedFd<'_>, wanted: &[&str]) -> io::Result<()
         .map(|name| format!("+{name}"))
         .collect();
     if !line.is_empty() {
-        let control = openat(
-            dir,
-            "cgroup.subtree_control",
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let control = openat(dir, "cgroup.subtree_control", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(&control, line.join(" ").as_bytes())?;
     }
     Ok(())
@@ -264,13 +232,7 @@ pub fn enable_controllers(dir: BorrowedFd<'_>, wanted: &[&str]) -> io::Result<()
 fn read_key(file: BorrowedFd<'_>, key: &str) -> io::Result<Option<u64>> {
     let mut buffer = [0; 1024];
     let text = read_start(file, &mut buffer)?;
-    Ok(text.lines().find_map(|line| {
-        line.strip_prefix(key)?
-            .strip_prefix(' ')?
-            .trim()
-            .parse()
-            .ok()
-    }))
+    Ok(text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok()))
 }
 
 fn read_start<'a>(file: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Result<&'a str> {

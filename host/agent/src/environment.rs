@@ -9,10 +9,7 @@ use rustix::io::Errno;
 
 /// The variables every command starts with.
 const BASE: &[(&str, &str)] = &[
-    (
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ),
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("HOME", "/root"),
     ("USER", "root"),
     ("LOGNAME", "root"),
@@ -61,74 +58,47 @@ pub fn prepare(request: &ExecRequest, default_cwd: &str) -> Result<Prepared, Err
     set(&mut variables, "PWD", cwd);
     for (name, value) in &request.env {
         if name.is_empty() || name.contains('=') {
-            return Err(error(
-                codes::INVALID_ARGUMENT,
-                format!("invalid variable name {name:?}"),
-            ));
+            return Err(error(codes::INVALID_ARGUMENT, format!("invalid variable name {name:?}")));
         }
         set(&mut variables, name, value);
     }
-    let path = variables
-        .iter()
-        .find(|(name, _)| *name == "PATH")
-        .map_or("", |(_, value)| *value);
+    let path = variables.iter().find(|(name, _)| *name == "PATH").map_or("", |(_, value)| *value);
     let envp = variables
         .iter()
         .map(|(name, value)| c_string(&format!("{name}={value}"), &format!("variable {name:?}")))
         .collect::<Result<Vec<_>, _>>()?;
     let cwd = open_cwd(cwd, request.cwd.is_none())?;
     let candidates = candidates(&program, path, cwd.as_fd())?;
-    Ok(Prepared {
-        candidates,
-        argv,
-        envp,
-        cwd,
-        program,
-    })
+    Ok(Prepared { candidates, argv, envp, cwd, program })
 }
 
 /// Returns what to answer when no candidate could be executed.
 pub fn exec_error(program: &str, errno: Errno) -> ErrorReply {
     let (code, reason) = match errno {
-        Errno::NOENT if program.contains('/') => (
-            codes::NOT_FOUND,
-            "no such file, or the interpreter it names is missing",
-        ),
+        Errno::NOENT if program.contains('/') => {
+            (codes::NOT_FOUND, "no such file, or the interpreter it names is missing")
+        }
         Errno::NOENT => (codes::NOT_FOUND, "not found in PATH"),
         Errno::NOTDIR => (codes::NOT_FOUND, "a part of its path is not a directory"),
-        Errno::ACCESS | Errno::PERM => (
-            codes::PERMISSION_DENIED,
-            "not executable, or a part of its path is not accessible",
-        ),
-        Errno::NOEXEC => (
-            codes::NOT_EXECUTABLE,
-            "not a program the kernel knows; a script needs a first line such as #!/bin/sh",
-        ),
-        Errno::TOOBIG => (
-            codes::INVALID_ARGUMENT,
-            "arguments and variables are too long",
-        ),
+        Errno::ACCESS | Errno::PERM => {
+            (codes::PERMISSION_DENIED, "not executable, or a part of its path is not accessible")
+        }
+        Errno::NOEXEC => {
+            (codes::NOT_EXECUTABLE, "not a program the kernel knows; a script needs a first line such as #!/bin/sh")
+        }
+        Errno::TOOBIG => (codes::INVALID_ARGUMENT, "arguments and variables are too long"),
         Errno::NAMETOOLONG => (codes::INVALID_ARGUMENT, "its name is too long"),
         Errno::NOMEM | Errno::AGAIN | Errno::MFILE | Errno::NFILE => {
             (codes::INTERNAL, "the guest has no memory or processes left")
         }
         _ => (codes::NOT_EXECUTABLE, "the kernel refused it"),
     };
-    error(
-        code,
-        format!(
-            "cannot execute `{program}`: {reason} (errno {})",
-            errno.raw_os_error()
-        ),
-    )
+    error(code, format!("cannot execute `{program}`: {reason} (errno {})", errno.raw_os_error()))
 }
 
 /// Returns an error reply.
 pub fn error(code: &str, message: impl Into<String>) -> ErrorReply {
-    ErrorReply {
-        code: code.to_owned(),
-        message: message.into(),
-    }
+    ErrorReply { code: code.to_owned(), message: message.into() }
 }
 
 fn set<'a>(variables: &mut Vec<(&'a str, &'a str)>, name: &'a str, value: &'a str) {
@@ -166,16 +136,10 @@ fn candidates(program: &str, path: &str, cwd: BorrowedFd<'_>) -> Result<Vec<CStr
 
 fn open_cwd(path: &str, is_default: bool) -> Result<OwnedFd, ErrorReply> {
     if path.contains('\0') {
-        return Err(error(
-            codes::INVALID_ARGUMENT,
-            "the working directory contains a NUL byte",
-        ));
+        return Err(error(codes::INVALID_ARGUMENT, "the working directory contains a NUL byte"));
     }
     if !path.starts_with('/') {
-        return Err(error(
-            codes::INVALID_CWD,
-            format!("working directory {path:?} is not absolute"),
-        ));
+        return Err(error(codes::INVALID_CWD, format!("working directory {path:?} is not absolute")));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match openat(CWD, path, flags, Mode::empty()) {
@@ -188,19 +152,11 @@ fn open_cwd(path: &str, is_default: bool) -> Result<OwnedFd, ErrorReply> {
                 Errno::NOTDIR => "is not a directory".to_owned(),
                 other => format!("cannot be opened (errno {})", other.raw_os_error()),
             };
-            Err(error(
-                codes::INVALID_CWD,
-                format!("working directory {path:?} {reason}"),
-            ))
+            Err(error(codes::INVALID_CWD, format!("working directory {path:?} {reason}")))
         }
     }
 }
 
 fn c_string(text: &str, what: &str) -> Result<CString, ErrorReply> {
-    CString::new(text).map_err(|_| {
-        error(
-            codes::INVALID_ARGUMENT,
-            format!("{what} contains a NUL byte"),
-        )
-    })
+    CString::new(text).map_err(|_| error(codes::INVALID_ARGUMENT, format!("{what} contains a NUL byte")))
 }

@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{
-    ErrorReply, ExecRequest, Exited, GuestFrame, STDIN_WINDOW_BYTES, Started, codes, encode_stderr,
-    encode_stdout, signal_name, signal_number,
+    ErrorReply, ExecRequest, Exited, GuestFrame, STDIN_WINDOW_BYTES, Started, codes, encode_stderr, encode_stdout,
+    signal_name, signal_number,
 };
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -53,13 +53,7 @@ pub struct Context {
 }
 
 impl Context {
-    fn watch(
-        &self,
-        fd: BorrowedFd<'_>,
-        token: Token,
-        kind: Kind,
-        flags: EventFlags,
-    ) -> io::Result<()> {
+    fn watch(&self, fd: BorrowedFd<'_>, token: Token, kind: Kind, flags: EventFlags) -> io::Result<()> {
         let data = EventData::new_u64(token.with(kind).to_u64());
         epoll::add(&self.epoll, fd, data, flags | EventFlags::ET)?;
         Ok(())
@@ -123,30 +117,18 @@ impl Exec {
     ///
     /// # Errors
     /// What to answer: nothing was started.
-    pub fn start(
-        request: &ExecRequest,
-        token: Token,
-        context: &mut Context,
-    ) -> Result<Self, ErrorReply> {
+    pub fn start(request: &ExecRequest, token: Token, context: &mut Context) -> Result<Self, ErrorReply> {
         let prepared = prepare(request, &context.default_cwd)?;
-        let system = |what: &str, reason: io::Error| {
-            error(codes::INTERNAL, format!("cannot make {what}: {reason}"))
-        };
-        let (stdout, child_stdout) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
-        let (stderr, child_stderr) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
+        let system = |what: &str, reason: io::Error| error(codes::INTERNAL, format!("cannot make {what}: {reason}"));
+        let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
+        let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
         let stdin = if request.stdin {
             Some(pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?)
         } else {
             None
         };
-        let (child_stdin, stdin) =
-            stdin.map_or((None, None), |(read, write)| (Some(read), Some(write)));
-        for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        let (child_stdin, stdin) = stdin.map_or((None, None), |(read, write)| (Some(read), Some(write)));
+        for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()].into_iter().flatten() {
             fcntl_setfl(ours, OFlags::NONBLOCK).map_err(|e| system("a pipe", e.into()))?;
         }
         let cgroup = match &mut context.cgroups {
@@ -159,11 +141,7 @@ impl Exec {
             argv: &prepared.argv,
             envp: &prepared.envp,
             cwd: prepared.cwd.as_fd(),
-            stdio: [
-                child_stdin.as_ref().unwrap_or(&context.null).as_fd(),
-                child_stdout.as_fd(),
-                child_stderr.as_fd(),
-            ],
+            stdio: [child_stdin.as_ref().unwrap_or(&context.null).as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
             cgroup: cgroup.as_ref().map(ExecCgroup::dir),
         };
         let started = Instant::now();
@@ -175,10 +153,9 @@ impl Exec {
                 }
                 return Err(match why {
                     SpawnError::Exec(errno) => exec_error(&prepared.program, errno),
-                    SpawnError::System(what, reason) => error(
-                        codes::INTERNAL,
-                        format!("cannot start `{}`: {what}: {reason}", prepared.program),
-                    ),
+                    SpawnError::System(what, reason) => {
+                        error(codes::INTERNAL, format!("cannot start `{}`: {what}: {reason}", prepared.program))
+                    }
                 });
             }
         };
@@ -197,14 +174,8 @@ impl Exec {
                 uncredited: 0,
             }),
             takes_stdin: request.stdin,
-            stdout: Some(Output {
-                fd: stdout,
-                readable: true,
-            }),
-            stderr: Some(Output {
-                fd: stderr,
-                readable: true,
-            }),
+            stdout: Some(Output { fd: stdout, readable: true }),
+            stderr: Some(Output { fd: stderr, readable: true }),
             started,
             deadline: match request.timeout_ms {
                 0 => None,
@@ -234,9 +205,7 @@ impl Exec {
 
     /// Returns the frame that says so.
     pub fn started_frame(&self) -> GuestFrame {
-        GuestFrame::Started(Started {
-            pid: u32::try_from(self.pid).unwrap_or(0),
-        })
+        GuestFrame::Started(Started { pid: u32::try_from(self.pid).unwrap_or(0) })
     }
 
     /// Returns the main process's id while it is not reaped.
@@ -247,18 +216,9 @@ impl Exec {
     /// Notes that a descriptor is ready.
     pub fn on_event(&mut self, kind: Kind) {
         match kind {
-            Kind::Stdout => self
-                .stdout
-                .iter_mut()
-                .for_each(|output| output.readable = true),
-            Kind::Stderr => self
-                .stderr
-                .iter_mut()
-                .for_each(|output| output.readable = true),
-            Kind::Stdin => self
-                .stdin
-                .iter_mut()
-                .for_each(|stdin| stdin.writable = true),
+            Kind::Stdout => self.stdout.iter_mut().for_each(|output| output.readable = true),
+            Kind::Stderr => self.stderr.iter_mut().for_each(|output| output.readable = true),
+            Kind::Stdin => self.stdin.iter_mut().for_each(|stdin| stdin.writable = true),
             Kind::MainProcess => self.may_have_ended = true,
             Kind::Cgroup => self.may_be_empty = true,
             Kind::Listener | Kind::ChildSignal | Kind::Stream => {}
@@ -286,9 +246,7 @@ impl Exec {
     /// True while more input may be taken from the host. A host that has filled its window to the last byte is still
     /// read: what follows is a signal or the end of the input.
     pub fn has_room(&self) -> bool {
-        self.stdin
-            .as_ref()
-            .is_none_or(|stdin| stdin.buffer.len() - stdin.written <= STDIN_WINDOW_BYTES)
+        self.stdin.as_ref().is_none_or(|stdin| stdin.buffer.len() - stdin.written <= STDIN_WINDOW_BYTES)
     }
 
     /// Sends a signal to the main process's group; `SIGKILL` to the whole tree. Returns false for an unknown name.
@@ -317,18 +275,9 @@ impl Exec {
 
     /// Moves bytes and watches for the end. Without a stream the command was cancelled. Returns true when something
     /// moved, so that another call may move more.
-    pub fn pump(
-        &mut self,
-        stream: Option<&mut Stream>,
-        scratch: &mut [u8],
-        now: Instant,
-        context: &Context,
-    ) -> bool {
+    pub fn pump(&mut self, stream: Option<&mut Stream>, scratch: &mut [u8], now: Instant, context: &Context) -> bool {
         let mut progress = false;
-        if self.deadline.is_some_and(|deadline| deadline <= now)
-            && self.end.is_none()
-            && !self.timed_out
-        {
+        if self.deadline.is_some_and(|deadline| deadline <= now) && self.end.is_none() && !self.timed_out {
             // The main process may have ended before this moment without our having looked.
             self.collect_end(now, context);
             if self.end.is_none() {
@@ -358,18 +307,14 @@ impl Exec {
     pub fn is_finished(&self) -> bool {
         let outputs = [&self.stdout, &self.stderr];
         let drained = outputs.iter().all(|output| output.is_none());
-        let nothing_readable = outputs
-            .iter()
-            .all(|output| output.as_ref().is_none_or(|o| !o.readable));
+        let nothing_readable = outputs.iter().all(|output| output.as_ref().is_none_or(|o| !o.readable));
         let dead = self.end.is_some() && self.tree_dead;
         (dead && drained) || (self.waited && nothing_readable)
     }
 
     /// Returns the next moment at which [`pump`](Self::pump) must be called even if nothing happens.
     pub fn wake_at(&self) -> Option<Instant> {
-        let deadline = self
-            .deadline
-            .filter(|_| self.end.is_none() && !self.timed_out);
+        let deadline = self.deadline.filter(|_| self.end.is_none() && !self.timed_out);
         // Once passed, only the host's reading can bring the end nearer.
         let drain = self.drain_until.filter(|_| !self.waited);
         [deadline, drain].into_iter().flatten().min()
@@ -377,24 +322,14 @@ impl Exec {
 
     /// Ends the bookkeeping and returns the last frame.
     pub fn finish(self, context: &mut Context) -> GuestFrame {
-        let usage = self
-            .cgroup
-            .as_ref()
-            .map(ExecCgroup::usage)
-            .unwrap_or_default();
+        let usage = self.cgroup.as_ref().map(ExecCgroup::usage).unwrap_or_default();
         if let (Some(root), Some(cgroup)) = (&mut context.cgroups, self.cgroup) {
             root.retire(cgroup);
         }
         let (how, after) = match self.end {
-            Some(MainEnd {
-                how: Some(how),
-                after,
-            }) => (how, after),
+            Some(MainEnd { how: Some(how), after }) => (how, after),
             Some(MainEnd { how: None, .. }) => {
-                return GuestFrame::Error(error(
-                    codes::INTERNAL,
-                    "the end of the main process was lost",
-                ));
+                return GuestFrame::Error(error(codes::INTERNAL, "the end of the main process was lost"));
             }
             // Killed, but stuck in the kernel.
             None => (ChildEnd::Signal(libc::SIGKILL), self.started.elapsed()),
@@ -416,12 +351,7 @@ impl Exec {
     }
 
     fn watch_all(&self, context: &Context) -> io::Result<()> {
-        context.watch(
-            self.pidfd.as_fd(),
-            self.token,
-            Kind::MainProcess,
-            EventFlags::IN,
-        )?;
+        context.watch(self.pidfd.as_fd(), self.token, Kind::MainProcess, EventFlags::IN)?;
         if let Some(output) = &self.stdout {
             context.watch(output.fd.as_fd(), self.token, Kind::Stdout, EventFlags::IN)?;
         }
@@ -472,9 +402,7 @@ impl Exec {
             stdin.written = 0;
         }
         if stdin.uncredited >= CREDIT_STEP_BYTES {
-            stream.queue(&GuestFrame::StdinCredit(
-                u32::try_from(stdin.uncredited).unwrap_or(u32::MAX),
-            ));
+            stream.queue(&GuestFrame::StdinCredit(u32::try_from(stdin.uncredited).unwrap_or(u32::MAX)));
             stdin.uncredited = 0;
         }
         progress
@@ -491,10 +419,7 @@ impl Exec {
             Ok(Some(end)) => Some(end),
             Err(_) => None,
         };
-        self.end = Some(MainEnd {
-            how,
-            after: self.started.elapsed(),
-        });
+        self.end = Some(MainEnd { how, after: self.started.elapsed() });
         self.stdin = None;
         self.drain_until = Some(now + DRAIN_GRACE);
         if !self.is_populated() {
@@ -503,10 +428,7 @@ impl Exec {
             self.leftovers_killed = !self.killed;
             let _ = cgroup.kill();
             let flags = EventFlags::PRI;
-            if context
-                .watch(cgroup.events(), self.token, Kind::Cgroup, flags)
-                .is_err()
-            {
+            if context.watch(cgroup.events(), self.token, Kind::Cgroup, flags).is_err() {
                 // Without the event the grace time ends the wait.
                 self.tree_dead = false;
             }
@@ -516,17 +438,12 @@ impl Exec {
     }
 
     fn is_populated(&self) -> bool {
-        self.cgroup
-            .as_ref()
-            .is_some_and(|cgroup| cgroup.populated().unwrap_or(true))
+        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.populated().unwrap_or(true))
     }
 
     fn kill_tree(&mut self) {
         self.killed = true;
-        let by_cgroup = self
-            .cgroup
-            .as_ref()
-            .is_some_and(|cgroup| cgroup.kill().is_ok());
+        let by_cgroup = self.cgroup.as_ref().is_some_and(|cgroup| cgroup.kill().is_ok());
         if !by_cgroup && self.end.is_none() {
             let _ = signal_group(self.pid, libc::SIGKILL);
         }
@@ -560,14 +477,8 @@ fn pump_output(
 }
 
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
-    let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-        pidfd,
-        rustix::event::PollFlags::IN,
-    )];
-    let now = rustix::time::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
 }
 

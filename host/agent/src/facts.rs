@@ -26,10 +26,8 @@ impl BootFacts {
     pub fn done(&mut self, name: &str) {
         let now = monotonic();
         self.ready_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        self.steps.push(BootStep {
-            name: name.to_owned(),
-            done_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),
-        });
+        self.steps
+            .push(BootStep { name: name.to_owned(), done_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX) });
     }
 }
 
@@ -67,8 +65,7 @@ pub fn apply(request: &HelloRequest, reply: &mut HelloReply) {
     if let Some(seed) = &request.seed {
         let bytes = seed.0.get(..MAX_SEED_BYTES).unwrap_or(&seed.0);
         reply.seeded = !bytes.is_empty()
-            && File::open("/dev/urandom")
-                .is_ok_and(|file| crate::sys::add_entropy(file.as_fd(), bytes).is_ok());
+            && File::open("/dev/urandom").is_ok_and(|file| crate::sys::add_entropy(file.as_fd(), bytes).is_ok());
     }
 }
 

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pyro_agent_protocol::{
-    GuestFrame, HostFrame, Op, Open, PROTOCOL, PROTOCOL_MIN, ShutdownMode, codes,
-};
+use pyro_agent_protocol::{GuestFrame, HostFrame, Op, Open, PROTOCOL, PROTOCOL_MIN, ShutdownMode, codes};
 
 use crate::environment::error;
 use crate::exec::{Context, Exec};
@@ -55,24 +53,14 @@ pub struct Shared {
 impl Operation {
     /// Returns an operation for a connection that the host made.
     pub fn accepted(stream: Stream, token: Token, now: Instant) -> Self {
-        Self {
-            stream: Some(stream),
-            state: State::Opening {
-                until: now + OPEN_TIMEOUT,
-            },
-            token,
-        }
+        Self { stream: Some(stream), state: State::Opening { until: now + OPEN_TIMEOUT }, token }
     }
 
     /// Returns an operation that sends `frame` over a connection that is still being made.
     pub fn announcement(mut stream: Stream, token: Token, frame: &GuestFrame) -> Self {
         stream.writable = false;
         stream.queue(frame);
-        Self {
-            stream: Some(stream),
-            state: State::Closing,
-            token,
-        }
+        Self { stream: Some(stream), state: State::Closing, token }
     }
 
     /// Returns the id of a main process that only this operation may reap.
@@ -103,20 +91,11 @@ impl Operation {
         let mut progress = self.receive(shared, now);
         if let State::Exec(exec) = &mut self.state {
             // A host that closes its side cancels the command, even if bytes it sent before are unread.
-            if self
-                .stream
-                .as_ref()
-                .is_some_and(|stream| stream.gone || stream.hung_up)
-            {
+            if self.stream.as_ref().is_some_and(|stream| stream.gone || stream.hung_up) {
                 exec.cancel(now);
                 self.stream = None;
             }
-            progress |= exec.pump(
-                self.stream.as_mut(),
-                &mut shared.scratch,
-                now,
-                &shared.context,
-            );
+            progress |= exec.pump(self.stream.as_mut(), &mut shared.scratch, now, &shared.context);
             if exec.is_finished() {
                 self.finish_exec(shared);
                 progress = true;
@@ -125,12 +104,7 @@ impl Operation {
         if let State::Opening { until } = &self.state
             && *until <= now
         {
-            self.fail(
-                shared,
-                now,
-                codes::PROTOCOL_VIOLATION,
-                "no Open frame came in time".to_owned(),
-            );
+            self.fail(shared, now, codes::PROTOCOL_VIOLATION, "no Open frame came in time".to_owned());
         }
         if let Some(stream) = &mut self.stream {
             progress |= stream.flush();
@@ -235,17 +209,8 @@ impl Operation {
             return;
         };
         let (frame, state) = if !(PROTOCOL_MIN..=PROTOCOL).contains(&open.protocol) {
-            let message = format!(
-                "protocol {} is not among {PROTOCOL_MIN}..={PROTOCOL}",
-                open.protocol
-            );
-            (
-                Some(GuestFrame::Error(error(
-                    codes::UNSUPPORTED_PROTOCOL,
-                    message,
-                ))),
-                State::Closing,
-            )
+            let message = format!("protocol {} is not among {PROTOCOL_MIN}..={PROTOCOL}", open.protocol);
+            (Some(GuestFrame::Error(error(codes::UNSUPPORTED_PROTOCOL, message))), State::Closing)
         } else {
             match open.op {
                 Op::Hello(request) => {
@@ -253,20 +218,11 @@ impl Operation {
                     if shared.owns_system {
                         apply(&request, &mut reply);
                     }
-                    (
-                        Some(GuestFrame::HelloReply(Box::new(reply))),
-                        State::Closing,
-                    )
+                    (Some(GuestFrame::HelloReply(Box::new(reply))), State::Closing)
                 }
                 Op::Exec(_) if shared.execs >= shared.max_execs => {
-                    let message = format!(
-                        "{} commands run already, which is the limit",
-                        shared.max_execs
-                    );
-                    (
-                        Some(GuestFrame::Error(error(codes::LIMIT_EXCEEDED, message))),
-                        State::Closing,
-                    )
+                    let message = format!("{} commands run already, which is the limit", shared.max_execs);
+                    (Some(GuestFrame::Error(error(codes::LIMIT_EXCEEDED, message))), State::Closing)
                 }
                 Op::Exec(request) => match Exec::start(&request, self.token, &mut shared.context) {
                     Ok(exec) => {
@@ -278,10 +234,7 @@ impl Operation {
                 Op::Shutdown(request) => (None, State::ShuttingDown(request.mode)),
                 Op::Unsupported(name) => {
                     let message = format!("this agent does not know operation {name:?}");
-                    (
-                        Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))),
-                        State::Closing,
-                    )
+                    (Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))), State::Closing)
                 }
             }
         };

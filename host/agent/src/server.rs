@@ -113,9 +113,7 @@ impl Token {
 
     /// Returns the token as epoll carries it.
     pub fn to_u64(self) -> u64 {
-        (u64::from(self.generation) << 32)
-            | (u64::from(self.slot) << 8)
-            | u64::from(self.kind as u8)
+        (u64::from(self.generation) << 32) | (u64::from(self.slot) << 8) | u64::from(self.kind as u8)
     }
 
     fn from_u64(value: u64) -> Option<Self> {
@@ -131,11 +129,7 @@ impl Token {
             _ => return None,
         };
         let slot = u16::try_from((value >> 8) & 0xffff).ok()?;
-        Some(Self {
-            kind,
-            slot,
-            generation: u32::try_from(value >> 32).ok()?,
-        })
+        Some(Self { kind, slot, generation: u32::try_from(value >> 32).ok()? })
     }
 }
 
@@ -165,12 +159,7 @@ impl Server {
     /// # Errors
     /// When the system has no descriptors or memory left.
     pub fn new(config: Config) -> Result<Self, ServerError> {
-        let system = |what| {
-            move |source: Errno| ServerError::System {
-                what,
-                source: source.into(),
-            }
-        };
+        let system = |what| move |source: Errno| ServerError::System { what, source: source.into() };
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("create an epoll set"))?;
         let null = rustix::fs::open(
             "/dev/null",
@@ -179,36 +168,18 @@ impl Server {
         )
         .and_then(|fd| rustix::io::fcntl_dupfd_cloexec(&fd, 3))
         .map_err(system("open /dev/null"))?;
-        let spawner = Spawner::new().map_err(|source| ServerError::System {
-            what: "make a stack for children",
-            source,
-        })?;
+        let spawner =
+            Spawner::new().map_err(|source| ServerError::System { what: "make a stack for children", source })?;
         let add = |fd: BorrowedFd<'_>, kind| {
-            let token = Token {
-                kind,
-                slot: 0,
-                generation: 0,
-            };
-            epoll::add(
-                &epoll,
-                fd,
-                EventData::new_u64(token.to_u64()),
-                EventFlags::IN | EventFlags::ET,
-            )
+            let token = Token { kind, slot: 0, generation: 0 };
+            epoll::add(&epoll, fd, EventData::new_u64(token.to_u64()), EventFlags::IN | EventFlags::ET)
         };
-        add(config.listener.as_fd(), Kind::Listener)
-            .map_err(system("watch the listening socket"))?;
+        add(config.listener.as_fd(), Kind::Listener).map_err(system("watch the listening socket"))?;
         if let Some(fd) = &config.child_signal {
             add(fd.as_fd(), Kind::ChildSignal).map_err(system("watch for ended children"))?;
         }
         let owns_system = config.child_signal.is_some();
-        let context = Context {
-            spawner,
-            cgroups: config.cgroups,
-            epoll,
-            null,
-            default_cwd: config.default_cwd,
-        };
+        let context = Context { spawner, cgroups: config.cgroups, epoll, null, default_cwd: config.default_cwd };
         let shared = Shared {
             context,
             scratch: vec![0; DATA_CHUNK_BYTES],
@@ -232,9 +203,7 @@ impl Server {
     /// Sends `frame` over `connection`, which may still be connecting. Nobody is told when that fails: a host that did
     /// not listen can ask instead.
     pub fn announce(&mut self, connection: OwnedFd, frame: &GuestFrame) {
-        self.adopt(connection, |stream, token| {
-            Operation::announcement(stream, token, frame)
-        });
+        self.adopt(connection, |stream, token| Operation::announcement(stream, token, frame));
     }
 
     /// Serves until the host asks for the guest's end.
@@ -246,20 +215,10 @@ impl Server {
         loop {
             let now = Instant::now();
             if let Some(asked) = self.step_due(now) {
-                let operation = self
-                    .slots
-                    .get_mut(usize::from(asked))
-                    .and_then(|slot| slot.operation.take());
-                let mode = operation
-                    .as_ref()
-                    .and_then(Operation::shutdown)
-                    .unwrap_or_default();
+                let operation = self.slots.get_mut(usize::from(asked)).and_then(|slot| slot.operation.take());
+                let mode = operation.as_ref().and_then(Operation::shutdown).unwrap_or_default();
                 let stream = operation.and_then(Operation::into_stream);
-                return Ok(ShutdownAsked {
-                    mode,
-                    stream,
-                    cgroups: self.shared.context.cgroups.take(),
-                });
+                return Ok(ShutdownAsked { mode, stream, cgroups: self.shared.context.cgroups.take() });
             }
             if self.reap_due {
                 self.reap_due = false;
@@ -275,10 +234,7 @@ impl Server {
             match epoll::wait(&self.shared.context.epoll, spare, timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(source) => {
-                    return Err(ServerError::System {
-                        what: "wait for events",
-                        source: source.into(),
-                    });
+                    return Err(ServerError::System { what: "wait for events", source: source.into() });
                 }
             }
             let now = Instant::now();
@@ -360,13 +316,8 @@ impl Server {
 
     fn wake_expired(&mut self, now: Instant) {
         for index in 0..self.slots.len() {
-            let operation = self
-                .slots
-                .get(index)
-                .and_then(|slot| slot.operation.as_ref());
-            if operation
-                .and_then(Operation::wake_at)
-                .is_some_and(|at| at <= now)
+            let operation = self.slots.get(index).and_then(|slot| slot.operation.as_ref());
+            if operation.and_then(Operation::wake_at).is_some_and(|at| at <= now)
                 && let Ok(index) = u16::try_from(index)
             {
                 self.make_due(index);
@@ -376,20 +327,11 @@ impl Server {
 
     fn timeout(&self, now: Instant) -> Option<Timespec> {
         if !self.due.is_empty() || self.accept_due || self.reap_due {
-            return Some(Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            });
+            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let operations = self.slots.iter().filter_map(|slot| slot.operation.as_ref());
         let mut wake = operations.filter_map(Operation::wake_at).min();
-        if self
-            .shared
-            .context
-            .cgroups
-            .as_ref()
-            .is_some_and(CgroupRoot::wants_tidying)
-        {
+        if self.shared.context.cgroups.as_ref().is_some_and(CgroupRoot::wants_tidying) {
             let tidy = self.tidy_after.unwrap_or(now + IDLE).max(now + IDLE);
             wake = Some(wake.map_or(tidy, |wake| wake.min(tidy)));
         }
@@ -415,9 +357,7 @@ impl Server {
         for _ in 0..ACCEPTS_PER_TURN {
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(connection) => {
-                    self.adopt(connection, |stream, token| {
-                        Operation::accepted(stream, token, now)
-                    });
+                    self.adopt(connection, |stream, token| Operation::accepted(stream, token, now));
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 // A full descriptor table ends this turn too: operations free theirs, and the next connection is an event.
@@ -431,20 +371,13 @@ impl Server {
 
     fn adopt(&mut self, connection: OwnedFd, make: impl FnOnce(Stream, Token) -> Operation) {
         let Some(index) = self.free_slot() else {
-            refuse(
-                connection,
-                format!("{} connections are open already", self.slots.len()),
-            );
+            refuse(connection, format!("{} connections are open already", self.slots.len()));
             return;
         };
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return;
         };
-        let token = Token {
-            kind: Kind::Stream,
-            slot: index,
-            generation: slot.generation,
-        };
+        let token = Token { kind: Kind::Stream, slot: index, generation: slot.generation };
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         let data = EventData::new_u64(token.to_u64());
         match epoll::add(&self.shared.context.epoll, &connection, data, flags) {
@@ -478,18 +411,17 @@ impl Server {
         let mut buffer = [0; 512];
         while rustix::io::read(signal, &mut buffer).is_ok_and(|count| count > 0) {}
         while let Ok(Some(pid)) = crate::sys::peek_ended_child() {
-            let owner = self.slots.iter().position(|slot| {
-                slot.operation.as_ref().and_then(Operation::unreaped_pid) == Some(pid)
-            });
+            let owner = self
+                .slots
+                .iter()
+                .position(|slot| slot.operation.as_ref().and_then(Operation::unreaped_pid) == Some(pid));
             match owner.and_then(|index| u16::try_from(index).ok()) {
                 None => {
                     let _ = crate::sys::reap_child(pid);
                 }
                 Some(index) => {
-                    if let Some(operation) = self
-                        .slots
-                        .get_mut(usize::from(index))
-                        .and_then(|slot| slot.operation.as_mut())
+                    if let Some(operation) =
+                        self.slots.get_mut(usize::from(index)).and_then(|slot| slot.operation.as_mut())
                     {
                         operation.on_event(Kind::MainProcess, false, false, false);
                     }

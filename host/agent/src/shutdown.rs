@@ -25,16 +25,11 @@ pub fn shut_down(asked: ShutdownAsked) -> ! {
     rustix::fs::sync();
     let read_only = mount_remount("/", MountFlags::RDONLY, c"").is_ok();
     if let Some(mut stream) = asked.stream {
-        stream.queue(&GuestFrame::GoingDown(GoingDown {
-            clean: all_gone && read_only,
-        }));
+        stream.queue(&GuestFrame::GoingDown(GoingDown { clean: all_gone && read_only }));
         stream.flush();
         // The bytes leave the guest in the background. The host closes when it has read them.
         let mut fds = [PollFd::from_borrowed_fd(stream.fd(), PollFlags::RDHUP)];
-        let wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: ANSWER_WAIT_MS * 1_000_000,
-        };
+        let wait = Timespec { tv_sec: 0, tv_nsec: ANSWER_WAIT_MS * 1_000_000 };
         let _ = poll(&mut fds, Some(&wait));
     }
     end_machine(asked.mode)

@@ -83,13 +83,8 @@ impl Spawner {
             mprotect(stack, GUARD_BYTES, MprotectFlags::empty())?;
             stack
         };
-        let hard = getrlimit(Resource::Nofile)
-            .maximum
-            .unwrap_or(libc::RLIM_INFINITY);
-        let files = libc::rlimit {
-            rlim_cur: COMMAND_NOFILE_SOFT.min(hard),
-            rlim_max: hard,
-        };
+        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(libc::RLIM_INFINITY);
+        let files = libc::rlimit { rlim_cur: COMMAND_NOFILE_SOFT.min(hard), rlim_max: hard };
         Ok(Self { stack, files })
     }
 
@@ -112,10 +107,7 @@ impl Spawner {
             cwd: command.cwd.as_raw_fd(),
             stdio,
             files: self.files,
-            failure: Failure {
-                stage: Stage::None,
-                errno: 0,
-            },
+            failure: Failure { stage: Stage::None, errno: 0 },
         };
         let mut pidfd: RawFd = -1;
         let mut args = CloneArgs {
@@ -139,13 +131,9 @@ impl Spawner {
         let failure = unsafe { ptr::read_volatile(&raw const child.failure) };
         if pid < 0 {
             let errno = i32::try_from(-pid).unwrap_or(libc::EINVAL);
-            return Err(SpawnError::System(
-                "clone3",
-                io::Error::from_raw_os_error(errno),
-            ));
+            return Err(SpawnError::System("clone3", io::Error::from_raw_os_error(errno)));
         }
-        let pid =
-            i32::try_from(pid).map_err(|_| SpawnError::System("clone3", Errno::OVERFLOW.into()))?;
+        let pid = i32::try_from(pid).map_err(|_| SpawnError::System("clone3", Errno::OVERFLOW.into()))?;
         // SAFETY: the kernel stored a fresh descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
         let system = |what| SpawnError::System(what, io::Error::from_raw_os_error(failure.errno));
@@ -172,11 +160,7 @@ impl Drop for Spawner {
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings
-        .iter()
-        .map(|s| s.as_ptr())
-        .chain([ptr::null()])
-        .collect()
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
 /// `struct clone_args` of linux/sched.h.
@@ -290,12 +274,7 @@ unsafe extern "C" fn child_main(child: *mut Child) -> ! {
             fail(child, Stage::Cwd);
         }
         // Every descriptor of the agent closes on execve by itself; this also covers any it was started with.
-        libc::syscall(
-            libc::SYS_close_range,
-            3u32,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        );
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         libc::setrlimit(libc::RLIMIT_NOFILE, &raw const (*child).files);
 
         let mut denied = false;

@@ -19,13 +19,7 @@ pub fn vsock_listen(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock_socket()?;
     let address = vsock_address(libc::VMADDR_CID_ANY, port);
     // SAFETY: the pointer and the length describe `address`, which lives across the call.
-    check(unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            SOCKADDR_VM_LEN,
-        )
-    })?;
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), SOCKADDR_VM_LEN) })?;
     rustix::net::listen(&socket, 128)?;
     Ok(socket)
 }
@@ -38,13 +32,7 @@ pub fn vsock_connect(port: u32) -> io::Result<OwnedFd> {
     let socket = vsock_socket()?;
     let address = vsock_address(HOST_CID, port);
     // SAFETY: the pointer and the length describe `address`, which lives across the call.
-    match check(unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            SOCKADDR_VM_LEN,
-        )
-    }) {
+    match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), SOCKADDR_VM_LEN) }) {
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
         Err(error) => Err(error),
         Ok(_) => Ok(socket),
@@ -56,12 +44,7 @@ const SOCKADDR_VM_LEN: libc::socklen_t = mem::size_of::<libc::sockaddr_vm>() as 
 fn vsock_socket() -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socket_with(
-        AddressFamily::VSOCK,
-        SocketType::STREAM,
-        flags,
-        None,
-    )?)
+    Ok(socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?)
 }
 
 fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
@@ -84,16 +67,8 @@ pub fn child_signal_fd() -> io::Result<OwnedFd> {
         let mut set: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        check(libc::sigprocmask(
-            libc::SIG_BLOCK,
-            &raw const set,
-            std::ptr::null_mut(),
-        ))?;
-        let fd = check(libc::signalfd(
-            -1,
-            &raw const set,
-            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
-        ))?;
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
 }
@@ -135,11 +110,7 @@ pub fn reap_child(pid: i32) -> io::Result<Option<ChildEnd>> {
     Ok(wait_child(libc::P_PID, id, libc::WEXITED | libc::WNOHANG)?.map(|(_, end)| end))
 }
 
-fn wait_child(
-    kind: libc::idtype_t,
-    id: libc::id_t,
-    options: i32,
-) -> io::Result<Option<(i32, ChildEnd)>> {
+fn wait_child(kind: libc::idtype_t, id: libc::id_t, options: i32) -> io::Result<Option<(i32, ChildEnd)>> {
     // SAFETY: `siginfo_t` is plain data that waitid fills; a zero si_pid afterwards means that nothing was found, and a
     // non-zero one that the SIGCHLD members are set.
     unsafe {
@@ -150,11 +121,7 @@ fn wait_child(
             return Ok(None);
         }
         let status = info.si_status();
-        let end = if info.si_code == libc::CLD_EXITED {
-            ChildEnd::Code(status)
-        } else {
-            ChildEnd::Signal(status)
-        };
+        let end = if info.si_code == libc::CLD_EXITED { ChildEnd::Code(status) } else { ChildEnd::Signal(status) };
         Ok(Some((pid, end)))
     }
 }
@@ -196,11 +163,7 @@ pub fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     const RNDADDENTROPY: u32 = 0x4008_5203;
     const RNDRESEEDCRNG: u32 = 0x5207;
 
-    let mut info = RandPoolInfo {
-        entropy_count: 0,
-        buf_size: 0,
-        buf: [0; crate::facts::MAX_SEED_BYTES],
-    };
+    let mut info = RandPoolInfo { entropy_count: 0, buf_size: 0, buf: [0; crate::facts::MAX_SEED_BYTES] };
     for (to, from) in info.buf.iter_mut().zip(bytes) {
         *to = *from;
         info.buf_size += 1;
@@ -208,11 +171,7 @@ pub fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     }
     // SAFETY: the first call reads `buf_size` bytes of `buf`, which holds that many; the second takes no argument.
     unsafe {
-        check(libc::ioctl(
-            random.as_raw_fd(),
-            RNDADDENTROPY as _,
-            &raw const info,
-        ))?;
+        check(libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &raw const info))?;
         check(libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _, 0))?;
     }
     Ok(())
@@ -224,12 +183,7 @@ pub fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
 /// The error of the call that failed.
 pub fn loopback_up() -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     // SAFETY: `ifreq` is plain data. The name is shorter than the member and ends in the zero that was there, the union
     // member written is the one SIOCSIFFLAGS reads, and the structure lives across the call.
     unsafe {
@@ -238,19 +192,11 @@ pub fn loopback_up() -> io::Result<()> {
             *to = from as libc::c_char;
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-        check(libc::ioctl(
-            socket.as_fd().as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            &raw const request,
-        ))?;
+        check(libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request))?;
     }
     Ok(())
 }
 
 fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

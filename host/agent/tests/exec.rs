@@ -16,9 +16,7 @@ fn on_each(test: impl Fn(&Agent)) {
 }
 
 fn argv(words: &[&str]) -> ExecRequest {
-    ExecRequest::new(Program::Argv(
-        words.iter().map(|word| (*word).to_owned()).collect(),
-    ))
+    ExecRequest::new(Program::Argv(words.iter().map(|word| (*word).to_owned()).collect()))
 }
 
 fn run(agent: &Agent, request: ExecRequest) -> Collected {
@@ -60,10 +58,7 @@ fn output_need_not_be_text() {
 fn a_program_is_found_in_the_path_of_the_command() {
     on_each(|agent| {
         assert_eq!(run(agent, argv(&["true"])).exited().exit_code, Some(0));
-        assert_eq!(
-            run(agent, argv(&["/bin/false"])).exited().exit_code,
-            Some(1)
-        );
+        assert_eq!(run(agent, argv(&["/bin/false"])).exited().exit_code, Some(1));
 
         let script = agent.dir().join("greet");
         std::fs::write(&script, "#!/bin/sh\necho hello \"$1\"\n").unwrap();
@@ -71,8 +66,7 @@ fn a_program_is_found_in_the_path_of_the_command() {
         request.env = vec![("PATH".into(), format!("/nowhere:{}", agent.dir().display()))];
         let denied = run(agent, request.clone());
         assert_eq!(denied.error().code, codes::PERMISSION_DENIED);
-        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         assert_eq!(run(agent, request).stdout, b"hello you\n");
     });
 }
@@ -82,8 +76,7 @@ fn a_command_that_cannot_start_is_an_error_before_started() {
     on_each(|agent| {
         let script = agent.dir().join("no-first-line");
         std::fs::write(&script, "echo hi\n").unwrap();
-        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let mut missing_cwd = argv(&["true"]);
         missing_cwd.cwd = Some("/no/such/dir".into());
         let mut file_as_cwd = argv(&["true"]);
@@ -104,10 +97,7 @@ fn a_command_that_cannot_start_is_an_error_before_started() {
             (argv(&[]), codes::INVALID_ARGUMENT),
             (argv(&[""]), codes::INVALID_ARGUMENT),
             (argv(&["echo", "a\0b"]), codes::INVALID_ARGUMENT),
-            (
-                ExecRequest::new(Program::Shell("echo \0".into())),
-                codes::INVALID_ARGUMENT,
-            ),
+            (ExecRequest::new(Program::Shell("echo \0".into())), codes::INVALID_ARGUMENT),
             (nul_in_env, codes::INVALID_ARGUMENT),
             (nul_in_cwd, codes::INVALID_ARGUMENT),
             (bad_name, codes::INVALID_ARGUMENT),
@@ -125,26 +115,15 @@ fn a_command_that_cannot_start_is_an_error_before_started() {
 #[test]
 fn cwd_and_environment() {
     on_each(|agent| {
-        let mut request = argv(&[
-            "/bin/sh",
-            "-c",
-            "pwd; echo $PWD $A-$HOME-$TERM-$LANG; umask; ulimit -n",
-        ]);
+        let mut request = argv(&["/bin/sh", "-c", "pwd; echo $PWD $A-$HOME-$TERM-$LANG; umask; ulimit -n"]);
         request.cwd = Some("/usr".into());
-        request.env = vec![
-            ("A".into(), "1".into()),
-            ("A".into(), "2".into()),
-            ("HOME".into(), "/h".into()),
-        ];
+        request.env = vec![("A".into(), "1".into()), ("A".into(), "2".into()), ("HOME".into(), "/h".into())];
         let text = String::from_utf8(run(agent, request).stdout).unwrap();
         assert_eq!(text, "/usr\n/usr 2-/h-dumb-C.UTF-8\n0022\n1024\n");
 
         let names = run(agent, argv(&["env"])).stdout;
         let names = String::from_utf8(names).unwrap();
-        assert!(
-            !names.contains("CARGO"),
-            "the agent's own environment leaked: {names}"
-        );
+        assert!(!names.contains("CARGO"), "the agent's own environment leaked: {names}");
     });
 }
 
@@ -152,30 +131,16 @@ fn cwd_and_environment() {
 fn descriptors_of_the_agent_do_not_leak() {
     on_each(|agent| {
         let _other = agent.shell("sleep 30");
-        let all = run(
-            agent,
-            argv(&[
-                "/bin/sh",
-                "-c",
-                "ls -l /proc/self/fd >&2; ls /proc/self/fd | wc -l",
-            ]),
-        );
+        let all = run(agent, argv(&["/bin/sh", "-c", "ls -l /proc/self/fd >&2; ls /proc/self/fd | wc -l"]));
         // 0, 1, 2 and the one that ls opens.
-        assert_eq!(
-            all.stdout,
-            b"4\n",
-            "{}",
-            String::from_utf8_lossy(&all.stderr)
-        );
+        assert_eq!(all.stdout, b"4\n", "{}", String::from_utf8_lossy(&all.stderr));
     });
 }
 
 #[test]
 fn a_timeout_keeps_the_output_and_kills_the_tree() {
     on_each(|agent| {
-        let mut request = ExecRequest::new(Program::Shell(
-            "echo before; sleep 60 & echo $!; sleep 60".into(),
-        ));
+        let mut request = ExecRequest::new(Program::Shell("echo before; sleep 60 & echo $!; sleep 60".into()));
         request.timeout_ms = 300;
         let began = Instant::now();
         let all = run(agent, request);
@@ -186,11 +151,7 @@ fn a_timeout_keeps_the_output_and_kills_the_tree() {
         let background: u32 = lines.next().unwrap().parse().unwrap();
         assert!(all.exited().timed_out);
         assert_eq!(all.exited().signal.as_deref(), Some("SIGKILL"));
-        assert!(
-            (300..2000).contains(&all.exited().duration_ms),
-            "{:?}",
-            all.exited()
-        );
+        assert!((300..2000).contains(&all.exited().duration_ms), "{:?}", all.exited());
         eventually("the background child dies", || !is_running(background));
     });
 }
@@ -209,18 +170,10 @@ fn a_background_child_does_not_hold_the_command() {
     on_each(|agent| {
         let began = Instant::now();
         let all = agent.shell("sleep 60 & echo $!; exit 3").collect();
-        assert!(
-            began.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert_eq!(all.exited().exit_code, Some(3));
         assert_eq!(all.exited().leftovers_killed, agent.cgroups);
-        let background: u32 = String::from_utf8(all.stdout)
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
+        let background: u32 = String::from_utf8(all.stdout).unwrap().trim().parse().unwrap();
         eventually("the background child dies", || !is_running(background));
     });
 }
@@ -231,19 +184,10 @@ fn a_daemon_does_not_outlive_the_command() {
     let Some(agent) = Agent::with_cgroups() else {
         return;
     };
-    let all = agent
-        .shell("setsid sleep 60 >/dev/null 2>&1 & echo $!")
-        .collect();
-    let daemon: u32 = String::from_utf8(all.stdout.clone())
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let all = agent.shell("setsid sleep 60 >/dev/null 2>&1 & echo $!").collect();
+    let daemon: u32 = String::from_utf8(all.stdout.clone()).unwrap().trim().parse().unwrap();
     assert!(all.exited().leftovers_killed);
-    assert!(
-        !is_running(daemon),
-        "the end was told before the tree was dead"
-    );
+    assert!(!is_running(daemon), "the end was told before the tree was dead");
 }
 
 #[test]
@@ -251,11 +195,7 @@ fn without_cgroups_a_daemon_that_holds_the_output_delays_the_end_only_briefly() 
     let agent = Agent::without_cgroups();
     let began = Instant::now();
     let all = agent.shell("setsid sleep 8 & echo done").collect();
-    assert!(
-        began.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     assert_eq!(all.stdout, b"done\n");
     assert_eq!(all.exited().exit_code, Some(0));
 }
@@ -280,17 +220,8 @@ fn megabytes_through_stdin_and_back() {
         let all = host.collect();
         thread.join().unwrap();
         assert_eq!(all.exited().exit_code, Some(0));
-        assert!(
-            all.stdout == sent,
-            "{} bytes came back of {}",
-            all.stdout.len(),
-            sent.len()
-        );
-        assert!(
-            all.credit <= sent.len() && all.credit + STDIN_WINDOW_BYTES > sent.len(),
-            "{}",
-            all.credit
-        );
+        assert!(all.stdout == sent, "{} bytes came back of {}", all.stdout.len(), sent.len());
+        assert!(all.credit <= sent.len() && all.credit + STDIN_WINDOW_BYTES > sent.len(), "{}", all.credit);
     });
 }
 
@@ -362,23 +293,15 @@ fn dropping_the_connection_kills_the_tree() {
     on_each(|agent| {
         let mut host = agent.shell("sleep 60 & echo $!; wait");
         let main = host.started();
-        let Some(GuestFrame::Stdout(line)) = host.next() else {
-            panic!("no output")
-        };
+        let Some(GuestFrame::Stdout(line)) = host.next() else { panic!("no output") };
         let child: u32 = String::from_utf8(line).unwrap().trim().parse().unwrap();
         assert!(is_running(main) && is_running(child));
         drop(host);
         let began = Instant::now();
         eventually("both die", || !is_running(main) && !is_running(child));
-        assert!(
-            began.elapsed() < Duration::from_millis(200),
-            "{:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
         // Not even a zombie is left.
-        eventually("the process is reaped", || {
-            !std::path::Path::new(&format!("/proc/{main}")).exists()
-        });
+        eventually("the process is reaped", || !std::path::Path::new(&format!("/proc/{main}")).exists());
     });
 }
 
@@ -402,17 +325,12 @@ fn dropping_the_connection_is_seen_behind_unread_stdin_and_unread_output() {
 fn output_waits_for_the_host() {
     on_each(|agent| {
         const BYTES: usize = 100_000_000;
-        let mut request = ExecRequest::new(Program::Shell(format!(
-            "head -c {BYTES} /dev/zero; echo end >&2"
-        )));
+        let mut request = ExecRequest::new(Program::Shell(format!("head -c {BYTES} /dev/zero; echo end >&2")));
         request.timeout_ms = 60_000;
         let mut host = agent.open(Op::Exec(request));
         let pid = host.started();
         std::thread::sleep(Duration::from_millis(300));
-        assert!(
-            is_running(pid),
-            "the command finished although nobody read its output"
-        );
+        assert!(is_running(pid), "the command finished although nobody read its output");
         let mut received = 0;
         let before = resident_kib();
         let mut most = before;
@@ -432,10 +350,7 @@ fn output_waits_for_the_host() {
             }
         }
         assert_eq!(received, BYTES);
-        assert!(
-            most < before + 32 * 1024,
-            "grew from {before} to {most} KiB"
-        );
+        assert!(most < before + 32 * 1024, "grew from {before} to {most} KiB");
     });
 }
 
@@ -447,8 +362,7 @@ fn resident_kib() -> usize {
 #[test]
 fn a_slow_host_still_gets_everything_after_a_timeout() {
     on_each(|agent| {
-        let mut request =
-            ExecRequest::new(Program::Shell("head -c 60000 /dev/zero; sleep 60".into()));
+        let mut request = ExecRequest::new(Program::Shell("head -c 60000 /dev/zero; sleep 60".into()));
         request.timeout_ms = 200;
         let mut host = agent.open(Op::Exec(request));
         std::thread::sleep(Duration::from_millis(900));
@@ -461,9 +375,8 @@ fn a_slow_host_still_gets_everything_after_a_timeout() {
 #[test]
 fn many_at_once() {
     on_each(|agent| {
-        let mut hosts: Vec<_> = (0..100)
-            .map(|n| agent.shell(&format!("sleep 0.3; echo {n}; exit {}", n % 50)))
-            .collect();
+        let mut hosts: Vec<_> =
+            (0..100).map(|n| agent.shell(&format!("sleep 0.3; echo {n}; exit {}", n % 50))).collect();
         let began = Instant::now();
         for (n, host) in hosts.iter_mut().enumerate() {
             let all = host.collect();
@@ -481,14 +394,9 @@ fn more_than_the_limit_is_refused() {
     for host in &mut running {
         host.started();
     }
-    assert_eq!(
-        agent.shell("true").collect().error().code,
-        codes::LIMIT_EXCEEDED
-    );
+    assert_eq!(agent.shell("true").collect().error().code, codes::LIMIT_EXCEEDED);
     drop(running);
-    eventually("there is room again", || {
-        agent.shell("true").collect().exited.is_some()
-    });
+    eventually("there is room again", || agent.shell("true").collect().exited.is_some());
 }
 
 #[test]
@@ -511,14 +419,8 @@ fn the_kernel_tells_what_the_tree_used() {
     let Some(agent) = Agent::with_cgroups() else {
         return;
     };
-    let all = agent
-        .shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
-        .collect();
-    assert!(
-        all.exited().cpu_us.is_some_and(|us| us > 1000),
-        "{:?}",
-        all.exited()
-    );
+    let all = agent.shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done").collect();
+    assert!(all.exited().cpu_us.is_some_and(|us| us > 1000), "{:?}", all.exited());
     assert!(!all.exited().oom_killed);
 }
 
@@ -531,14 +433,9 @@ fn cgroups_are_removed() {
     let line = name(agent.shell("grep ^0:: /proc/self/cgroup").collect());
     let path = line.trim().strip_prefix("0::").unwrap().to_owned();
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    let mount = mounts
-        .lines()
-        .find_map(|l| l.split(' ').nth(1).filter(|_| l.contains(" cgroup2 ")))
-        .unwrap();
+    let mount = mounts.lines().find_map(|l| l.split(' ').nth(1).filter(|_| l.contains(" cgroup2 "))).unwrap();
     // The path is relative to this process's cgroup namespace, which the tests share.
     let dir = format!("{mount}{path}");
     assert!(path.contains("exec-"), "{path}");
-    eventually("the cgroup is removed", || {
-        !std::path::Path::new(&dir).exists()
-    });
+    eventually("the cgroup is removed", || !std::path::Path::new(&dir).exists());
 }

@@ -10,17 +10,9 @@ use support::Agent;
 #[test]
 fn hello_tells_the_facts() {
     let agent = Agent::without_cgroups();
-    let mut host = agent.open(Op::Hello(HelloRequest {
-        unix_ns: Some(1),
-        seed: Some(Seed(vec![1; 32])),
-    }));
-    let Some(GuestFrame::HelloReply(reply)) = host.next() else {
-        panic!("no reply")
-    };
-    assert_eq!(
-        (reply.protocol_min, reply.protocol_max),
-        (PROTOCOL_MIN, PROTOCOL)
-    );
+    let mut host = agent.open(Op::Hello(HelloRequest { unix_ns: Some(1), seed: Some(Seed(vec![1; 32])) }));
+    let Some(GuestFrame::HelloReply(reply)) = host.next() else { panic!("no reply") };
+    assert_eq!((reply.protocol_min, reply.protocol_max), (PROTOCOL_MIN, PROTOCOL));
     assert_eq!(reply.agent_version, env!("CARGO_PKG_VERSION"));
     assert!(reply.mem_total_bytes > 1 << 20 && reply.cpus > 0 && !reply.kernel.is_empty());
     // Only PID 1 of a guest may touch its system.
@@ -44,10 +36,7 @@ fn an_unknown_operation_or_protocol_is_refused() {
     assert!(all.error().message.contains("teleport"));
 
     let mut host = agent.connect();
-    host.send(&HostFrame::Open(Open {
-        protocol: 99,
-        op: Op::Hello(HelloRequest::default()),
-    }));
+    host.send(&HostFrame::Open(Open { protocol: 99, op: Op::Hello(HelloRequest::default()) }));
     assert_eq!(host.collect().error().code, codes::UNSUPPORTED_PROTOCOL);
 }
 
@@ -58,20 +47,10 @@ fn a_host_that_breaks_the_protocol_is_told_and_closed() {
     long.extend([1; 16]);
     let mut not_json = 5u32.to_le_bytes().to_vec();
     not_json.extend(*b"\x01{{{{");
-    for bytes in [
-        vec![0; 4],
-        long,
-        not_json,
-        vec![1, 0, 0, 0, 3],
-        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
-    ] {
+    for bytes in [vec![0; 4], long, not_json, vec![1, 0, 0, 0, 3], b"GET / HTTP/1.1\r\n\r\n".to_vec()] {
         let mut host = agent.connect();
         host.stream.write_all(&bytes).unwrap();
-        assert_eq!(
-            host.collect().error().code,
-            codes::PROTOCOL_VIOLATION,
-            "{bytes:?}"
-        );
+        assert_eq!(host.collect().error().code, codes::PROTOCOL_VIOLATION, "{bytes:?}");
     }
     // The server is unharmed.
     assert_eq!(agent.shell("exit 4").collect().exited().exit_code, Some(4));
@@ -82,9 +61,7 @@ fn unknown_frames_are_ignored() {
     let agent = Agent::without_cgroups();
     let mut host = agent.connect();
     host.stream.write_all(&[2, 0, 0, 0, 0x55, 9]).unwrap();
-    host.send(&HostFrame::Open(Open::new(Op::Exec(ExecRequest::new(
-        Program::Shell("exit 5".into()),
-    )))));
+    host.send(&HostFrame::Open(Open::new(Op::Exec(ExecRequest::new(Program::Shell("exit 5".into()))))));
     assert_eq!(host.collect().exited().exit_code, Some(5));
 }
 
@@ -93,8 +70,6 @@ fn a_second_open_ends_the_command() {
     let agent = Agent::without_cgroups();
     let mut host = agent.shell("sleep 60");
     host.started();
-    host.send(&HostFrame::Open(Open::new(Op::Hello(
-        HelloRequest::default(),
-    ))));
+    host.send(&HostFrame::Open(Open::new(Op::Hello(HelloRequest::default()))));
     assert_eq!(host.collect().error().code, codes::PROTOCOL_VIOLATION);
 }

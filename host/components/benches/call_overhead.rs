@@ -15,10 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let guests = arguments.next().ok_or("usage: call_overhead GUESTS [CALLS]")?;
     let calls: usize = arguments.next().map_or(Ok(5_000), |n| n.parse())?;
     let home = tempfile::tempdir()?;
-    std::fs::write(
-        home.path().join("guest.wasm"),
-        pack(&std::fs::read(Path::new(&guests).join("behaviours.wasm"))?)?,
-    )?;
+    std::fs::write(home.path().join("guest.wasm"), pack(&std::fs::read(Path::new(&guests).join("behaviours.wasm"))?)?)?;
     let text = "schema = 1\nname = \"bench\"\n[components.guest]\nsource = \"./guest.wasm\"\n";
     let in_home = |name: &str| home.path().join(name);
     let services = HostServices {

@@ -293,11 +293,10 @@ impl ToolSlot {
     fn check_result(&self, outcome: &ToolOutcome) -> Result<(), ToolError> {
         let def = &self.bound.def;
         let Some(schema) = def.output_schema.as_ref().filter(|_| !outcome.is_error) else { return Ok(()) };
-        let checker = self
-            .result
-            .get_or_init(|| compile(schema))
-            .as_ref()
-            .map_err(|error| self.invalid(format!("the output schema of `{}` cannot be used: {error}", def.name)))?;
+        let checker =
+            self.result.get_or_init(|| compile(schema)).as_ref().map_err(|error| {
+                self.invalid(format!("the output schema of `{}` cannot be used: {error}", def.name))
+            })?;
         let Some(structured) = &outcome.structured else {
             return Err(self.invalid(format!("`{}` returned no structured result although it has a schema", def.name)));
         };

@@ -315,14 +315,8 @@ mod tests {
             (json!({}), "vm_run: argument `environment` is missing"),
             (json!({ "environment": 5 }), "vm_run: `environment` must be a string, not 5"),
             (json!({ "environment": "" }), "vm_run: `environment` must not be empty"),
-            (
-                json!({ "environment": env, "vcpu_count": 9 }),
-                "vm_run: `vcpu_count` must be between 1 and 8, not 9",
-            ),
-            (
-                json!({ "environment": env, "vcpu_count": "2" }),
-                "vm_run: `vcpu_count` must be an integer, not \"2\"",
-            ),
+            (json!({ "environment": env, "vcpu_count": 9 }), "vm_run: `vcpu_count` must be between 1 and 8, not 9"),
+            (json!({ "environment": env, "vcpu_count": "2" }), "vm_run: `vcpu_count` must be an integer, not \"2\""),
             (
                 json!({ "environment": env, "mode": "medium" }),
                 "vm_run: `mode` must be one of [\"fast\",\"slow\"], not \"medium\"",

@@ -13,10 +13,7 @@ struct Lines(Instant);
 
 impl Progress for Lines {
     fn report(&self, message: &str, done: f64, _total: Option<f64>) {
-        eprintln!(
-            "{:6.1} s {done:5.1} % {message}",
-            self.0.elapsed().as_secs_f64()
-        );
+        eprintln!("{:6.1} s {done:5.1} % {message}", self.0.elapsed().as_secs_f64());
     }
 }
 
@@ -45,9 +42,8 @@ fn run(arguments: &[String]) -> Result<String, EngineError> {
     };
     let paths = Paths::from_env().map_err(io("find the directories"))?;
     let environments = Environments::new(&paths, AgentSource(agent.leak()));
-    let json = |value: serde_json::Result<String>| {
-        value.map_err(|e| EngineError::new(ErrorCode::Internal, e.to_string()))
-    };
+    let json =
+        |value: serde_json::Result<String>| value.map_err(|e| EngineError::new(ErrorCode::Internal, e.to_string()));
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let began = Instant::now();
     let progress = Lines(began);
@@ -56,20 +52,10 @@ fn run(arguments: &[String]) -> Result<String, EngineError> {
         ["inspect", name] => json(serde_json::to_string_pretty(&environments.inspect(name)?)),
         ["prune"] => json(serde_json::to_string_pretty(&environments.prune(false)?)),
         ["prune", "--all"] => json(serde_json::to_string_pretty(&environments.prune(true)?)),
-        ["ensure", name] => Ok(format!(
-            "{:#?}\n{:?}",
-            environments.ensure(name, &progress)?,
-            began.elapsed()
-        )),
+        ["ensure", name] => Ok(format!("{:#?}\n{:?}", environments.ensure(name, &progress)?, began.elapsed())),
         ["pull", name] | ["pull", name, "--refresh"] => {
-            let options = PullOptions {
-                refresh: words.len() == 3,
-            };
-            Ok(format!(
-                "{:#?}\n{:?}",
-                environments.pull(name, options, &progress)?,
-                began.elapsed()
-            ))
+            let options = PullOptions { refresh: words.len() == 3 };
+            Ok(format!("{:#?}\n{:?}", environments.pull(name, options, &progress)?, began.elapsed()))
         }
         ["clone", name, to] => {
             let installed = environments.ensure(name, &progress)?;

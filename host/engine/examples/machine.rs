@@ -8,10 +8,7 @@
 //! `PYRO_VERBOSE` the guest's kernel says everything on the console.
 //!
 //! Started as `vmm --run-dir DIR` it is a VM process, which is also how the tests of this crate get one.
-#![allow(
-    clippy::print_stdout,
-    reason = "a development program prints its measurements"
-)]
+#![allow(clippy::print_stdout, reason = "a development program prints its measurements")]
 
 use std::{
     path::PathBuf,
@@ -20,8 +17,8 @@ use std::{
 };
 
 use pyro_engine::{
-    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ExecCommand, ExecEvent,
-    ExecRequest, Machine, MachineSpec, Paths,
+    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ExecCommand, ExecEvent, ExecRequest, Machine,
+    MachineSpec, Paths,
 };
 
 fn main() -> ExitCode {
@@ -32,10 +29,7 @@ fn main() -> ExitCode {
     {
         return pyro_engine::vmm_process::main(dir.as_ref());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match runtime.map(|runtime| runtime.block_on(measure(&arguments))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -65,9 +59,7 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         }
     }
     let [kernel, initramfs, rootfs] = files.as_slice() else {
-        println!(
-            "usage: machine KERNEL INITRAMFS ROOTFS [--home DIR] [--boots N] [--execs N] [-- COMMAND...]"
-        );
+        println!("usage: machine KERNEL INITRAMFS ROOTFS [--home DIR] [--boots N] [--execs N] [-- COMMAND...]");
         return Ok(());
     };
     let files = BootFiles {
@@ -93,10 +85,7 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
             times.push(run(&machine, &argv).await?.1);
         }
         times.sort();
-        if let (Some(p50), Some(p99)) = (
-            times.get(times.len() / 2),
-            times.get(times.len() * 99 / 100),
-        ) {
+        if let (Some(p50), Some(p99)) = (times.get(times.len() / 2), times.get(times.len() * 99 / 100)) {
             println!("exec round trip: n {} p50 {p50:?} p99 {p99:?}", times.len());
         }
         machine.end().await?;
@@ -133,9 +122,7 @@ async fn run(machine: &Machine, argv: &[String]) -> Result<(String, Duration), E
     let trace = std::env::var_os("PYRO_TRACE").is_some();
     loop {
         match session.next().await? {
-            ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => {
-                output.push_str(&String::from_utf8_lossy(&bytes))
-            }
+            ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => output.push_str(&String::from_utf8_lossy(&bytes)),
             ExecEvent::Exited(exit) => {
                 let took = begun.elapsed();
                 if trace {

@@ -91,10 +91,7 @@ pub(crate) fn line(value: &impl Serialize) -> Vec<u8> {
             bytes
         }
         // Only maps with keys that are not strings fail, and there are none above.
-        Err(_) => {
-            b"{\"error\":{\"code\":\"internal\",\"message\":\"a reply could not be rendered\"}}\n"
-                .to_vec()
-        }
+        Err(_) => b"{\"error\":{\"code\":\"internal\",\"message\":\"a reply could not be rendered\"}}\n".to_vec(),
     }
 }
 
@@ -108,10 +105,7 @@ pub(crate) struct LineBuffer {
 impl LineBuffer {
     /// Makes a buffer for lines of up to `limit` bytes, newline included.
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            limit,
-        }
+        Self { bytes: Vec::new(), limit }
     }
 
     /// Adds what was read.
@@ -124,12 +118,8 @@ impl LineBuffer {
     /// # Errors
     /// `invalid_argument` when the line is longer than the limit.
     pub(crate) fn take(&mut self) -> Result<Option<Vec<u8>>, EngineError> {
-        let too_long = || {
-            EngineError::new(
-                ErrorCode::InvalidArgument,
-                format!("a line is longer than {} bytes", self.limit),
-            )
-        };
+        let too_long =
+            || EngineError::new(ErrorCode::InvalidArgument, format!("a line is longer than {} bytes", self.limit));
         match self.bytes.iter().position(|&byte| byte == b'\n') {
             Some(end) if end < self.limit => {
                 let rest = self.bytes.split_off(end + 1);
@@ -154,12 +144,8 @@ impl LineBuffer {
 /// # Errors
 /// `invalid_argument` for anything that is not exactly one known request.
 pub(crate) fn parse_request(line: &[u8]) -> Result<Request, EngineError> {
-    serde_json::from_slice(line).map_err(|e| {
-        EngineError::new(
-            ErrorCode::InvalidArgument,
-            format!("control request not understood: {e}"),
-        )
-    })
+    serde_json::from_slice(line)
+        .map_err(|e| EngineError::new(ErrorCode::InvalidArgument, format!("control request not understood: {e}")))
 }
 
 #[cfg(test)]
@@ -168,15 +154,9 @@ mod tests {
 
     #[test]
     fn requests_have_the_documented_form() {
-        assert_eq!(
-            parse_request(br#"{"op":"connect","port":1024}"#).unwrap(),
-            Request::Connect { port: 1024 }
-        );
+        assert_eq!(parse_request(br#"{"op":"connect","port":1024}"#).unwrap(), Request::Connect { port: 1024 });
         assert_eq!(parse_request(br#"{"op":"hold"}"#).unwrap(), Request::Hold);
-        assert_eq!(
-            line(&Request::Connect { port: 7 }),
-            b"{\"op\":\"connect\",\"port\":7}\n"
-        );
+        assert_eq!(line(&Request::Connect { port: 7 }), b"{\"op\":\"connect\",\"port\":7}\n");
         assert_eq!(line(&Reply::Ok(OkBody::default())), b"{\"ok\":{}}\n");
     }
 
@@ -200,12 +180,7 @@ mod tests {
         ];
         for case in cases {
             let error = parse_request(case).unwrap_err();
-            assert_eq!(
-                error.code(),
-                ErrorCode::InvalidArgument,
-                "{}",
-                String::from_utf8_lossy(case)
-            );
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{}", String::from_utf8_lossy(case));
         }
     }
 

@@ -57,8 +57,7 @@ impl EngineOptions {
     /// # Errors
     /// `io` when the running program's path cannot be found.
     pub fn with_agent(agent: AgentSource) -> Result<Self, EngineError> {
-        let vmm_program =
-            std::env::current_exe().map_err(|e| EngineError::io("find the running program", &e))?;
+        let vmm_program = std::env::current_exe().map_err(|e| EngineError::io("find the running program", &e))?;
         Ok(Self {
             engine: EngineChoice::Auto,
             max_machines: Some(Self::MAX_MACHINES),
@@ -123,13 +122,7 @@ impl Engine {
             tracing::debug!(%error, "leftovers are not removed");
         }
         let environments = Environments::new(&paths, options.agent);
-        Ok(Self {
-            inner: Arc::new(Inner {
-                paths,
-                options,
-                environments,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { paths, options, environments }) })
     }
 
     /// Returns the environments machines are made from.
@@ -153,19 +146,14 @@ impl Engine {
     /// # Errors
     /// `invalid_argument`, `unknown_environment`, `environment_build_failed`, `limit_exceeded`, `disk_full`,
     /// `engine_unavailable`, `boot_failed`, `boot_timeout`, `guest_panic`, `io`.
-    pub async fn create_machine(
-        &self,
-        spec: MachineSpec,
-        progress: &dyn Progress,
-    ) -> Result<Machine, EngineError> {
+    pub async fn create_machine(&self, spec: MachineSpec, progress: &dyn Progress) -> Result<Machine, EngineError> {
         let begun = Instant::now();
         self.check(&spec)?;
         // Held until the VM process holds it too.
         let installed = prepare(&self.inner.environments, &spec.environment, progress).await?;
         let prepared = begun.elapsed();
         progress.report("booting", 100.0, Some(100.0));
-        self.start(BootFiles::from(&installed), spec, prepared)
-            .await
+        self.start(BootFiles::from(&installed), spec, prepared).await
     }
 
     /// Boots a machine from given files; its environment's name is only a label. As [`Self::create_machine`] otherwise.
@@ -181,28 +169,12 @@ impl Engine {
         spec.check()?;
         // A host that cannot run it should say so before minutes go into its environment.
         pick_engine(self.inner.options.engine)?;
-        check_memory(
-            spec.mem_mib,
-            &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
-        )
+        check_memory(spec.mem_mib, &std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
     }
 
-    async fn start(
-        &self,
-        files: BootFiles,
-        spec: MachineSpec,
-        prepared: Duration,
-    ) -> Result<Machine, EngineError> {
+    async fn start(&self, files: BootFiles, spec: MachineSpec, prepared: Duration) -> Result<Machine, EngineError> {
         let mode = pick_engine(self.inner.options.engine)?.execution_mode;
-        spawn::boot(
-            &self.inner.paths.run,
-            &self.inner.options,
-            files,
-            spec,
-            mode,
-            prepared,
-        )
-        .await
+        spawn::boot(&self.inner.paths.run, &self.inner.options, files, spec, mode, prepared).await
     }
 
     /// Returns the machines that run now, whichever process made them.
@@ -229,11 +201,8 @@ impl Engine {
     /// `not_found`.
     pub async fn machine(&self, id: &str) -> Result<Machine, EngineError> {
         let none = || {
-            EngineError::new(
-                ErrorCode::NotFound,
-                format!("no machine `{}` is running", id.escape_debug()),
-            )
-            .with_hint("a machine ends when its time to live is over")
+            EngineError::new(ErrorCode::NotFound, format!("no machine `{}` is running", id.escape_debug()))
+                .with_hint("a machine ends when its time to live is over")
         };
         if !run_dir::is_live(&self.inner.paths.run, id) {
             return Err(none());
@@ -244,16 +213,8 @@ impl Engine {
         };
         let dir = self.inner.paths.run.join(id);
         let events = machine::connect(&dir).await.map_err(|_| none())?;
-        machine::ask(&events, &Request::Watch)
-            .await
-            .map_err(|_| none())??;
-        Ok(Machine::new(
-            info,
-            timings,
-            dir,
-            Arc::new(events),
-            LineBuffer::new(MAX_REPLY),
-        ))
+        machine::ask(&events, &Request::Watch).await.map_err(|_| none())??;
+        Ok(Machine::new(info, timings, dir, Arc::new(events), LineBuffer::new(MAX_REPLY)))
     }
 
     async fn status(&self, id: &str) -> Result<OkBody, EngineError> {
@@ -263,9 +224,7 @@ impl Engine {
         };
         tokio::time::timeout(STATUS_LIMIT, asked)
             .await
-            .map_err(|_| {
-                EngineError::new(ErrorCode::Timeout, format!("machine {id} does not answer"))
-            })?
+            .map_err(|_| EngineError::new(ErrorCode::Timeout, format!("machine {id} does not answer")))?
             .map_err(|e| EngineError::io(format_args!("ask machine {id}"), &e))?
     }
 }
@@ -301,10 +260,7 @@ mod tests {
         assert!(check_memory(1920, meminfo).is_ok());
         let error = check_memory(1921, meminfo).unwrap_err();
         assert_eq!(error.code(), ErrorCode::LimitExceeded);
-        assert_eq!(
-            error.message(),
-            "the machine asks for 1921 MiB of memory, and the host has 2048 MiB available"
-        );
+        assert_eq!(error.message(), "the machine asks for 1921 MiB of memory, and the host has 2048 MiB available");
         assert!(check_memory(32_768, "").is_ok());
         assert!(check_memory(32_768, "MemAvailable: lots\n").is_ok());
     }

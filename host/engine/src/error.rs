@@ -103,14 +103,7 @@ pub struct EngineError {
 impl EngineError {
     /// Makes an error from a code and a fact: lower case, no full stop, with the value it is about.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            hint: None,
-            retryable: false,
-            console_tail: None,
-            guest_code: None,
-        }
+        Self { code, message: message.into(), hint: None, retryable: false, console_tail: None, guest_code: None }
     }
 
     /// Makes an error from a failed system call. A full disk gets its own code.
@@ -119,9 +112,7 @@ impl EngineError {
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 Self::new(ErrorCode::DiskFull, format!("no space left: {doing}"))
-                    .with_hint(
-                        "free some space (`pyro env prune`), or point PYRO_HOME at a larger disk",
-                    )
+                    .with_hint("free some space (`pyro env prune`), or point PYRO_HOME at a larger disk")
                     .retry_may_help()
             }
             _ => Self::new(ErrorCode::Io, format!("{doing}: {error}")),
@@ -146,11 +137,7 @@ impl EngineError {
     #[must_use]
     pub fn with_console_tail(mut self, tail: impl Into<String>) -> Self {
         let tail = tail.into();
-        self.console_tail = if tail.trim().is_empty() {
-            None
-        } else {
-            Some(tail)
-        };
+        self.console_tail = if tail.trim().is_empty() { None } else { Some(tail) };
         self
     }
 
@@ -234,10 +221,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_not_just_an_io_error() {
         let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
-        assert_eq!(
-            EngineError::io("write disk", &full).code(),
-            ErrorCode::DiskFull
-        );
+        assert_eq!(EngineError::io("write disk", &full).code(), ErrorCode::DiskFull);
         let other = std::io::Error::from_raw_os_error(libc::EACCES);
         assert_eq!(EngineError::io("write disk", &other).code(), ErrorCode::Io);
     }

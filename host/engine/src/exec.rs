@@ -14,8 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use pyro_agent_protocol::{
-    self as protocol, AGENT_PORT, FrameDecoder, GuestFrame, HostFrame, Op, Open,
-    STDIN_WINDOW_BYTES, codes,
+    self as protocol, AGENT_PORT, FrameDecoder, GuestFrame, HostFrame, Op, Open, STDIN_WINDOW_BYTES, codes,
 };
 use rustix::net::Shutdown;
 use tokio::{
@@ -152,9 +151,7 @@ impl ExecRequest {
                 }
                 for (at, argument) in argv.iter().enumerate() {
                     if argument.contains('\0') {
-                        return Err(refuse(format!(
-                            "argument {at} of the command contains a NUL byte"
-                        )));
+                        return Err(refuse(format!("argument {at} of the command contains a NUL byte")));
                     }
                 }
                 protocol::Program::Argv(argv.clone())
@@ -169,29 +166,19 @@ impl ExecRequest {
                 protocol::Program::Shell(line.clone())
             }
         };
-        if self
-            .cwd
-            .as_ref()
-            .is_some_and(|cwd| cwd.is_empty() || cwd.contains('\0'))
-        {
-            return Err(refuse(
-                "the working directory is empty or contains a NUL byte".to_owned(),
-            ));
+        if self.cwd.as_ref().is_some_and(|cwd| cwd.is_empty() || cwd.contains('\0')) {
+            return Err(refuse("the working directory is empty or contains a NUL byte".to_owned()));
         }
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(refuse(format!(
-                    "`{}` is not a usable environment variable",
-                    name.escape_debug()
-                )));
+                return Err(refuse(format!("`{}` is not a usable environment variable", name.escape_debug())));
             }
         }
         if self.timeout.is_zero() {
             return Err(refuse("the timeout must be positive".to_owned()));
         }
         // The guest reads 0 as no limit, so a fraction of a millisecond is rounded up.
-        let timeout_ms =
-            u64::try_from(self.timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        let timeout_ms = u64::try_from(self.timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         Ok(Open::new(Op::Exec(protocol::ExecRequest {
             program,
             cwd: self.cwd.clone(),
@@ -214,22 +201,14 @@ impl ExecExit {
 }
 
 impl ExecSession {
-    pub(crate) async fn start(
-        machine: Machine,
-        request: &ExecRequest,
-    ) -> Result<Self, EngineError> {
+    pub(crate) async fn start(machine: Machine, request: &ExecRequest) -> Result<Self, EngineError> {
         // The request goes out together with the wish to connect, which saves a round trip between two processes. The
         // VM process passes it on only after it said that the guest was reached.
         let mut bytes = crate::control::line(&Request::Connect { port: AGENT_PORT });
-        HostFrame::Open(request.open()?)
-            .encode(&mut bytes)
-            .map_err(|e| {
-                EngineError::new(
-                    ErrorCode::InvalidArgument,
-                    format!("the command does not fit into a request: {e}"),
-                )
+        HostFrame::Open(request.open()?).encode(&mut bytes).map_err(|e| {
+            EngineError::new(ErrorCode::InvalidArgument, format!("the command does not fit into a request: {e}"))
                 .with_hint("write long input to standard input, or to a file first")
-            })?;
+        })?;
         let stream = machine.control().await?;
         let connection = Arc::new(Connection {
             stream,
@@ -275,9 +254,7 @@ impl ExecSession {
                 Ok(None) => {}
                 Err(error) => return Err(self.fail(error)),
             }
-            let read =
-                tokio::time::timeout_at(self.deadline, self.connection.read(&mut self.buffer))
-                    .await;
+            let read = tokio::time::timeout_at(self.deadline, self.connection.read(&mut self.buffer)).await;
             let lost = match read {
                 Ok(Ok(0)) => None,
                 Ok(Ok(_)) => {
@@ -308,9 +285,7 @@ impl ExecSession {
 
     /// Returns a handle for standard input and signals.
     pub fn input(&self) -> ExecInput {
-        ExecInput {
-            connection: Arc::clone(&self.connection),
-        }
+        ExecInput { connection: Arc::clone(&self.connection) }
     }
 
     /// Takes one event out of what was read.
@@ -361,27 +336,15 @@ impl ExecSession {
         if matches!(self.phase, Phase::Running) {
             return EngineError::new(
                 ErrorCode::OutcomeUnknown,
-                format!(
-                    "the guest agent lost the command ({}); its outcome is unknown",
-                    error.message
-                ),
+                format!("the guest agent lost the command ({}); its outcome is unknown", error.message),
             )
             .with_guest_code(error.code);
         }
         let (code, hint) = match error.code.as_str() {
             codes::INVALID_ARGUMENT => (ErrorCode::InvalidArgument, None),
-            codes::INVALID_CWD => (
-                ErrorCode::InvalidArgument,
-                Some("pass a directory that exists in the guest"),
-            ),
-            codes::NOT_FOUND => (
-                ErrorCode::NotStarted,
-                Some("check the name, or install the program in the guest"),
-            ),
-            codes::LIMIT_EXCEEDED => (
-                ErrorCode::LimitExceeded,
-                Some("wait until other commands ended"),
-            ),
+            codes::INVALID_CWD => (ErrorCode::InvalidArgument, Some("pass a directory that exists in the guest")),
+            codes::NOT_FOUND => (ErrorCode::NotStarted, Some("check the name, or install the program in the guest")),
+            codes::LIMIT_EXCEEDED => (ErrorCode::LimitExceeded, Some("wait until other commands ended")),
             _ => (ErrorCode::NotStarted, None),
         };
         let mut refused = EngineError::new(code, error.message).with_guest_code(error.code);
@@ -435,12 +398,7 @@ impl ExecInput {
     pub async fn write(&self, bytes: &[u8]) -> Result<(), EngineError> {
         for chunk in bytes.chunks(protocol::DATA_CHUNK_BYTES) {
             let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-            self.connection
-                .window
-                .acquire_many(permits)
-                .await
-                .map_err(|_| ended())?
-                .forget();
+            self.connection.window.acquire_many(permits).await.map_err(|_| ended())?.forget();
             *lock(&self.connection.outstanding) += chunk.len();
             let mut frame = Vec::with_capacity(chunk.len() + 8);
             protocol::encode_stdin(chunk, &mut frame);
@@ -463,34 +421,25 @@ impl ExecInput {
     /// `invalid_argument` when no signal has that name, else as [`Self::close`].
     pub async fn signal(&self, name: &str) -> Result<(), EngineError> {
         if signal_number(name).is_none() {
-            return Err(EngineError::new(
-                ErrorCode::InvalidArgument,
-                format!("no signal is called `{name}`"),
-            )
-            .with_hint("pass a name such as SIGTERM"));
+            return Err(EngineError::new(ErrorCode::InvalidArgument, format!("no signal is called `{name}`"))
+                .with_hint("pass a name such as SIGTERM"));
         }
         self.frame(&HostFrame::Signal(name.to_owned())).await
     }
 
     async fn frame(&self, frame: &HostFrame) -> Result<(), EngineError> {
         let mut bytes = Vec::new();
-        frame.encode(&mut bytes).map_err(|e| {
-            EngineError::new(
-                ErrorCode::InvalidArgument,
-                format!("does not fit into a frame: {e}"),
-            )
-        })?;
+        frame
+            .encode(&mut bytes)
+            .map_err(|e| EngineError::new(ErrorCode::InvalidArgument, format!("does not fit into a frame: {e}")))?;
         self.send(&bytes).await
     }
 
     async fn send(&self, bytes: &[u8]) -> Result<(), EngineError> {
-        self.connection
-            .send(bytes)
-            .await
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
-                _ => EngineError::io("write to the command", &e),
-            })
+        self.connection.send(bytes).await.map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
+            _ => EngineError::io("write to the command", &e),
+        })
     }
 }
 
@@ -498,18 +447,13 @@ impl Connection {
     /// Writes everything. A future dropped half-way leaves a cut frame, so the connection is then closed.
     async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
         let _writing = self.writing.lock().await;
-        let mut whole = CloseUnlessDone {
-            connection: self,
-            done: false,
-        };
+        let mut whole = CloseUnlessDone { connection: self, done: false };
         let mut result = Ok(());
         while !bytes.is_empty() && result.is_ok() {
             match self.stream.try_write(bytes) {
                 Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    result = self.stream.writable().await
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => result = self.stream.writable().await,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => result = Err(e),
             }
@@ -564,10 +508,9 @@ pub(crate) fn read_reply(line: &[u8]) -> Result<crate::control::OkBody, EngineEr
     match serde_json::from_slice(line) {
         Ok(Reply::Ok(body)) => Ok(body),
         Ok(Reply::Error(error)) => Err(error),
-        Err(e) => Err(EngineError::new(
-            ErrorCode::Internal,
-            format!("the VM process gave a reply that is not one: {e}"),
-        )),
+        Err(e) => {
+            Err(EngineError::new(ErrorCode::Internal, format!("the VM process gave a reply that is not one: {e}")))
+        }
     }
 }
 
@@ -585,18 +528,11 @@ fn exit(exited: protocol::Exited) -> ExecExit {
 }
 
 fn not_reached(error: &io::Error) -> EngineError {
-    EngineError::new(
-        ErrorCode::NotStarted,
-        format!("the guest could not be reached: {error}"),
-    )
-    .retry_may_help()
+    EngineError::new(ErrorCode::NotStarted, format!("the guest could not be reached: {error}")).retry_may_help()
 }
 
 fn ended() -> EngineError {
-    EngineError::new(
-        ErrorCode::NotStarted,
-        "the command has ended and reads no more input",
-    )
+    EngineError::new(ErrorCode::NotStarted, "the command has ended and reads no more input")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -606,15 +542,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Returns the number of a signal on x86-64 Linux, by name with or without `SIG`.
 fn signal_number(name: &str) -> Option<i32> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
     ];
     let name = name.strip_prefix("SIG").unwrap_or(name);
-    NAMES
-        .iter()
-        .position(|&known| known == name)
-        .and_then(|at| i32::try_from(at + 1).ok())
+    NAMES.iter().position(|&known| known == name).and_then(|at| i32::try_from(at + 1).ok())
 }
 
 #[cfg(test)]
@@ -642,56 +575,31 @@ mod tests {
     #[test]
     fn requests_that_no_guest_could_run_are_refused() {
         assert!(request().open().is_ok());
-        assert_eq!(
-            refused(|r| r.command = ExecCommand::Argv(vec![])),
-            "the command is empty"
-        );
-        assert_eq!(
-            refused(|r| r.command = ExecCommand::Argv(vec![String::new()])),
-            "the command is empty"
-        );
-        assert_eq!(
-            refused(|r| r.command = ExecCommand::Shell(" \n".into())),
-            "the command is empty"
-        );
+        assert_eq!(refused(|r| r.command = ExecCommand::Argv(vec![])), "the command is empty");
+        assert_eq!(refused(|r| r.command = ExecCommand::Argv(vec![String::new()])), "the command is empty");
+        assert_eq!(refused(|r| r.command = ExecCommand::Shell(" \n".into())), "the command is empty");
         assert_eq!(
             refused(|r| r.command = ExecCommand::Argv(vec!["echo".into(), "a\0b".into()])),
             "argument 1 of the command contains a NUL byte"
         );
-        assert_eq!(
-            refused(|r| r.command = ExecCommand::Shell("a\0b".into())),
-            "the command contains a NUL byte"
-        );
+        assert_eq!(refused(|r| r.command = ExecCommand::Shell("a\0b".into())), "the command contains a NUL byte");
         assert!(refused(|r| r.cwd = Some(String::new())).starts_with("the working directory"));
-        assert_eq!(
-            refused(|r| r.env = vec![("A=B".into(), "c".into())]),
-            "`A=B` is not a usable environment variable"
-        );
-        assert_eq!(
-            refused(|r| r.timeout = Duration::ZERO),
-            "the timeout must be positive"
-        );
+        assert_eq!(refused(|r| r.env = vec![("A=B".into(), "c".into())]), "`A=B` is not a usable environment variable");
+        assert_eq!(refused(|r| r.timeout = Duration::ZERO), "the timeout must be positive");
     }
 
     #[test]
     fn a_tiny_timeout_is_not_no_timeout() {
         let mut request = request();
         request.timeout = Duration::from_nanos(1);
-        let Op::Exec(exec) = request.open().unwrap().op else {
-            panic!("not an exec")
-        };
+        let Op::Exec(exec) = request.open().unwrap().op else { panic!("not an exec") };
         assert_eq!(exec.timeout_ms, 1);
     }
 
     #[test]
     fn shell_codes_follow_the_shell() {
         let exit = |exit_code, signal: Option<&str>| {
-            exit(protocol::Exited {
-                exit_code,
-                signal: signal.map(str::to_owned),
-                ..Default::default()
-            })
-            .shell_code()
+            exit(protocol::Exited { exit_code, signal: signal.map(str::to_owned), ..Default::default() }).shell_code()
         };
         assert_eq!(exit(Some(3), None), 3);
         assert_eq!(exit(None, Some("SIGKILL")), 137);

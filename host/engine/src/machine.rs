@@ -63,23 +63,12 @@ impl Machine {
                 None => {
                     // It could not tidy up. Those who hear of its end find nothing of it any more.
                     let _ = tokio::task::spawn_blocking(move || remove_leftover(&left)).await;
-                    EngineError::new(
-                        ErrorCode::MachineDied,
-                        format!("the VM process of machine {id} is gone"),
-                    )
+                    EngineError::new(ErrorCode::MachineDied, format!("the VM process of machine {id} is gone"))
                 }
             };
             let _ = tell.send(Some(error));
         });
-        Self {
-            inner: Arc::new(Inner {
-                info,
-                timings,
-                dir,
-                events,
-                ended,
-            }),
-        }
+        Self { inner: Arc::new(Inner { info, timings, dir, events, ended }) }
     }
 
     /// Returns its id: twelve hexadecimal digits.
@@ -115,10 +104,7 @@ impl Machine {
         match ask(&stream, &Request::Connect { port }).await {
             Ok(reply) => reply.map(|_| stream),
             Err(e) => {
-                let error = EngineError::new(
-                    ErrorCode::NotStarted,
-                    format!("the guest could not be reached: {e}"),
-                );
+                let error = EngineError::new(ErrorCode::NotStarted, format!("the guest could not be reached: {e}"));
                 Err(self.lost(error.retry_may_help()).await)
             }
         }
@@ -146,12 +132,7 @@ impl Machine {
     /// `machine_died` or `expired` when the machine is gone.
     pub async fn status(&self) -> Result<MachineInfo, EngineError> {
         let body = self.request(&Request::Status).await?;
-        body.machine.ok_or_else(|| {
-            EngineError::new(
-                ErrorCode::Internal,
-                "the VM process did not describe its machine",
-            )
-        })
+        body.machine.ok_or_else(|| EngineError::new(ErrorCode::Internal, "the VM process did not describe its machine"))
     }
 
     /// Ends the machine now and returns when nothing of it is left. A machine that has ended already is no error.
@@ -175,11 +156,7 @@ impl Machine {
         tokio::time::timeout(END_WAIT, kill).await.map_err(|_| {
             EngineError::new(
                 ErrorCode::Timeout,
-                format!(
-                    "machine {} did not end within {} s",
-                    self.id(),
-                    END_WAIT.as_secs()
-                ),
+                format!("machine {} did not end within {} s", self.id(), END_WAIT.as_secs()),
             )
         })
     }
@@ -198,10 +175,7 @@ impl Machine {
         match connect(&self.inner.dir).await {
             Ok(stream) => Ok(stream),
             Err(e) => {
-                let error = EngineError::io(
-                    format_args!("reach the VM process of machine {}", self.id()),
-                    &e,
-                );
+                let error = EngineError::io(format_args!("reach the VM process of machine {}", self.id()), &e);
                 Err(self.lost(error).await)
             }
         }
@@ -209,9 +183,7 @@ impl Machine {
 
     /// Returns why the machine is gone, or `otherwise` when it is not.
     pub(crate) async fn lost(&self, otherwise: EngineError) -> EngineError {
-        tokio::time::timeout(REASON_WAIT, self.ended())
-            .await
-            .unwrap_or(otherwise)
+        tokio::time::timeout(REASON_WAIT, self.ended()).await.unwrap_or(otherwise)
     }
 
     async fn request(&self, request: &Request) -> Result<OkBody, EngineError> {
@@ -219,20 +191,14 @@ impl Machine {
         match ask(&stream, request).await {
             Ok(reply) => reply,
             Err(e) => {
-                let error = EngineError::io(
-                    format_args!("ask the VM process of machine {}", self.id()),
-                    &e,
-                );
+                let error = EngineError::io(format_args!("ask the VM process of machine {}", self.id()), &e);
                 Err(self.lost(error).await)
             }
         }
     }
 
     fn gone(&self) -> EngineError {
-        EngineError::new(
-            ErrorCode::MachineDied,
-            format!("machine {} is gone", self.id()),
-        )
+        EngineError::new(ErrorCode::MachineDied, format!("machine {} is gone", self.id()))
     }
 }
 
@@ -256,10 +222,7 @@ pub(crate) async fn connect(dir: &Path) -> io::Result<UnixStream> {
 }
 
 /// Sends one request and reads one reply, taking not a byte more from the socket.
-pub(crate) async fn ask(
-    stream: &UnixStream,
-    request: &Request,
-) -> io::Result<Result<OkBody, EngineError>> {
+pub(crate) async fn ask(stream: &UnixStream, request: &Request) -> io::Result<Result<OkBody, EngineError>> {
     let line = crate::control::line(request);
     let mut rest = line.as_slice();
     while !rest.is_empty() {
@@ -293,10 +256,7 @@ async fn read_through_newline(stream: &UnixStream) -> io::Result<Vec<u8>> {
         let peeked = stream.try_io(tokio::io::Interest::READABLE, || {
             let count = rustix::net::recv(stream.as_fd(), bytes.as_mut_slice(), RecvFlags::PEEK)?.1;
             let seen = bytes.get(..count).unwrap_or_default();
-            let take = seen
-                .iter()
-                .position(|&b| b == b'\n')
-                .map_or(count, |at| at + 1);
+            let take = seen.iter().position(|&b| b == b'\n').map_or(count, |at| at + 1);
             let wanted = bytes.get_mut(..take).unwrap_or_default();
             if wanted.is_empty() {
                 return Ok(0);
@@ -370,14 +330,8 @@ mod tests {
     #[tokio::test]
     async fn what_follows_a_reply_stays_in_the_socket() {
         let (client, mut server) = UnixStream::pair().unwrap();
-        server
-            .write_all(b"{\"ok\":{}}\nSSH-2.0-guest")
-            .await
-            .unwrap();
-        ask(&client, &Request::Connect { port: 22 })
-            .await
-            .unwrap()
-            .unwrap();
+        server.write_all(b"{\"ok\":{}}\nSSH-2.0-guest").await.unwrap();
+        ask(&client, &Request::Connect { port: 22 }).await.unwrap().unwrap();
         let mut client = client;
         let mut bytes = [0; 13];
         client.read_exact(&mut bytes).await.unwrap();

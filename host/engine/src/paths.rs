@@ -35,12 +35,7 @@ impl Paths {
 
     /// Returns the directories below one directory, as with `$PYRO_HOME`.
     pub fn below(home: &Path) -> Self {
-        Self {
-            state: home.join("state"),
-            cache: home.join("cache"),
-            run: home.join("run"),
-            config: home.to_owned(),
-        }
+        Self { state: home.join("state"), cache: home.join("cache"), run: home.join("run"), config: home.to_owned() }
     }
 
     fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> io::Result<Self> {
@@ -49,11 +44,7 @@ impl Paths {
             return std::path::absolute(PathBuf::from(home)).map(|home| Self::below(&home));
         }
         // The XDG specification: a relative path in these variables is to be ignored.
-        let absolute = |name: &str| {
-            var(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let home = absolute("HOME");
         let xdg = |name: &str, default: &str| {
             absolute(name)
@@ -62,9 +53,7 @@ impl Paths {
                 .ok_or_else(|| {
                     io::Error::new(
                         io::ErrorKind::NotFound,
-                        format!(
-                            "no directory to work in: PYRO_HOME, {name} and HOME are all unset"
-                        ),
+                        format!("no directory to work in: PYRO_HOME, {name} and HOME are all unset"),
                     )
                 })
         };
@@ -73,12 +62,7 @@ impl Paths {
             Some(base) => base.join("pyro"),
             None => state.join("run"),
         };
-        Ok(Self {
-            cache: xdg("XDG_CACHE_HOME", ".cache")?,
-            config: xdg("XDG_CONFIG_HOME", ".config")?,
-            state,
-            run,
-        })
+        Ok(Self { cache: xdg("XDG_CACHE_HOME", ".cache")?, config: xdg("XDG_CONFIG_HOME", ".config")?, state, run })
     }
 }
 
@@ -87,10 +71,7 @@ impl Paths {
 /// # Errors
 /// What the file system says.
 pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let mode = std::fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
@@ -103,21 +84,12 @@ mod tests {
     use super::*;
 
     fn paths(vars: &[(&str, &str)]) -> io::Result<Paths> {
-        Paths::from_vars(|name| {
-            vars.iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| OsString::from(v))
-        })
+        Paths::from_vars(|name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
     }
 
     #[test]
     fn pyro_home_holds_everything() {
-        let got = paths(&[
-            ("PYRO_HOME", "/p"),
-            ("HOME", "/h"),
-            ("XDG_CACHE_HOME", "/c"),
-        ])
-        .unwrap();
+        let got = paths(&[("PYRO_HOME", "/p"), ("HOME", "/h"), ("XDG_CACHE_HOME", "/c")]).unwrap();
         assert_eq!(got, Paths::below(Path::new("/p")));
         assert_eq!(got.cache, Path::new("/p/cache"));
     }
@@ -129,20 +101,12 @@ mod tests {
 
     #[test]
     fn xdg_directories_and_their_defaults() {
-        let got = paths(&[
-            ("HOME", "/h"),
-            ("XDG_CACHE_HOME", "/c"),
-            ("XDG_RUNTIME_DIR", "/r"),
-        ])
-        .unwrap();
+        let got = paths(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c"), ("XDG_RUNTIME_DIR", "/r")]).unwrap();
         assert_eq!(got.state, Path::new("/h/.local/state/pyro"));
         assert_eq!(got.cache, Path::new("/c/pyro"));
         assert_eq!(got.run, Path::new("/r/pyro"));
         assert_eq!(got.config, Path::new("/h/.config/pyro"));
-        assert_eq!(
-            paths(&[("HOME", "/h")]).unwrap().run,
-            Path::new("/h/.local/state/pyro/run")
-        );
+        assert_eq!(paths(&[("HOME", "/h")]).unwrap().run, Path::new("/h/.local/state/pyro/run"));
     }
 
     #[test]
@@ -154,10 +118,7 @@ mod tests {
     #[test]
     fn nothing_set_names_the_variables() {
         let text = paths(&[]).unwrap_err().to_string();
-        assert!(
-            text.contains("PYRO_HOME") && text.contains("HOME"),
-            "{text}"
-        );
+        assert!(text.contains("PYRO_HOME") && text.contains("HOME"), "{text}");
     }
 
     #[test]
@@ -165,15 +126,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         make_private_dir(&path).unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         make_private_dir(&path).unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

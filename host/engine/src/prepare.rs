@@ -20,20 +20,14 @@ pub(crate) async fn prepare(
     let relay = Relay { tell };
     let work = tokio::task::spawn_blocking(move || environments.ensure(&name, &relay));
     // The relay goes with the work, and the channel then ends.
-    while let Some(Report {
-        message,
-        done,
-        total,
-    }) = told.recv().await
-    {
+    while let Some(Report { message, done, total }) = told.recv().await {
         progress.report(&message, done, total);
         if progress.cancelled() {
             told.close();
         }
     }
-    let installed = work.await.map_err(|e| {
-        EngineError::new(ErrorCode::Internal, format!("prepare the environment: {e}"))
-    })?;
+    let installed =
+        work.await.map_err(|e| EngineError::new(ErrorCode::Internal, format!("prepare the environment: {e}")))?;
     Ok(installed?)
 }
 
@@ -50,11 +44,7 @@ struct Relay {
 
 impl Progress for Relay {
     fn report(&self, message: &str, done: f64, total: Option<f64>) {
-        let _ = self.tell.send(Report {
-            message: message.to_owned(),
-            done,
-            total,
-        });
+        let _ = self.tell.send(Report { message: message.to_owned(), done, total });
     }
 
     fn cancelled(&self) -> bool {

@@ -40,19 +40,15 @@ pub(crate) fn create_overlay(path: &Path, backing: &Path) -> Result<(), EngineEr
 }
 
 fn overlay(backing: &[u8], size: u64) -> Result<Vec<u8>, EngineError> {
-    let unfit =
-        |what: &str| EngineError::new(ErrorCode::Internal, format!("no disk overlay: {what}"));
+    let unfit = |what: &str| EngineError::new(ErrorCode::Internal, format!("no disk overlay: {what}"));
     let l1_entries = size.div_ceil(L1_REACH);
     if l1_entries * 8 > CLUSTER {
         return Err(unfit("the environment's image is larger than 4 TiB"));
     }
-    let l1_entries =
-        u32::try_from(l1_entries).map_err(|_| unfit("the environment's image is too large"))?;
+    let l1_entries = u32::try_from(l1_entries).map_err(|_| unfit("the environment's image is too large"))?;
     // The specification allows 1023 bytes of path.
     if backing.is_empty() || backing.len() > 1023 {
-        return Err(unfit(
-            "the path of the environment's image has no usable length",
-        ));
+        return Err(unfit("the path of the environment's image has no usable length"));
     }
     let backing_length = backing.len() as u32;
 
@@ -104,25 +100,13 @@ mod tests {
     fn qemu(disk: &Path, commands: &[&str]) -> Vec<serde_json::Value> {
         let drive = format!("if=none,id=d,format=qcow2,file={}", disk.display());
         let mut child = Command::new("qemu-system-x86_64")
-            .args([
-                "-M",
-                "none",
-                "-nodefaults",
-                "-display",
-                "none",
-                "-qmp",
-                "stdio",
-                "-drive",
-                &drive,
-            ])
+            .args(["-M", "none", "-nodefaults", "-display", "none", "-qmp", "stdio", "-drive", &drive])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut input = child.stdin.take().unwrap();
-        input
-            .write_all(b"{\"execute\":\"qmp_capabilities\"}\n")
-            .unwrap();
+        input.write_all(b"{\"execute\":\"qmp_capabilities\"}\n").unwrap();
         for command in commands {
             writeln!(input, "{command}").unwrap();
         }
@@ -131,53 +115,27 @@ mod tests {
         assert!(output.status.success());
         // The disk commands print beside the monitor's answers: what they moved, or what they missed.
         let text = String::from_utf8(output.stdout).unwrap();
-        let (answers, printed): (Vec<&str>, Vec<&str>) =
-            text.lines().partition(|line| line.starts_with('{'));
-        assert!(
-            !printed
-                .iter()
-                .any(|line| line.contains("fail") || line.contains("rror")),
-            "{text}"
-        );
+        let (answers, printed): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with('{'));
+        assert!(!printed.iter().any(|line| line.contains("fail") || line.contains("rror")), "{text}");
         assert_eq!(
-            printed
-                .iter()
-                .filter(|line| line.contains("65536/65536"))
-                .count(),
+            printed.iter().filter(|line| line.contains("65536/65536")).count(),
             disk_commands(commands),
             "{text}"
         );
-        let answers: Vec<serde_json::Value> = answers
-            .iter()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        assert!(
-            answers.iter().all(|answer| answer.get("error").is_none()),
-            "{text}"
-        );
-        answers
-            .into_iter()
-            .filter_map(|mut answer| answer.get_mut("return").map(serde_json::Value::take))
-            .collect()
+        let answers: Vec<serde_json::Value> = answers.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(answers.iter().all(|answer| answer.get("error").is_none()), "{text}");
+        answers.into_iter().filter_map(|mut answer| answer.get_mut("return").map(serde_json::Value::take)).collect()
     }
 
     fn disk_commands(commands: &[&str]) -> usize {
-        commands
-            .iter()
-            .filter(|command| command.contains("qemu-io"))
-            .count()
+        commands.iter().filter(|command| command.contains("qemu-io")).count()
     }
 
     #[test]
     fn qemu_reads_through_and_writes_beside() {
         let dir = tempfile::tempdir().unwrap();
         let backing = dir.path().join("base image.raw");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&backing)
-            .unwrap();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&backing).unwrap();
         file.set_len(3 << 30).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 65536], 2 << 30).unwrap();
         let path = dir.path().join("disk.qcow2");
@@ -203,10 +161,7 @@ mod tests {
         assert_eq!(node["image"]["backing-filename"], backing.to_str().unwrap());
 
         // A second start finds what was written, and the image below is as it was.
-        qemu(
-            &path,
-            &[&io("read -P 0xa5 2G 64k"), &io("read -P 0 1G 64k")],
-        );
+        qemu(&path, &[&io("read -P 0xa5 2G 64k"), &io("read -P 0 1G 64k")]);
         let mut below = [0; 16];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut below, 2 << 30).unwrap();
         assert_eq!(below, [0x5a; 16]);

@@ -46,10 +46,7 @@ impl RunDir {
         {
             return Err(EngineError::new(
                 ErrorCode::LimitExceeded,
-                format!(
-                    "{} machines run already, and the limit is {limit}",
-                    live.len()
-                ),
+                format!("{} machines run already, and the limit is {limit}", live.len()),
             )
             .with_hint("end a machine or raise max_machines")
             .retry_may_help());
@@ -62,34 +59,23 @@ impl RunDir {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
                     let lock = open_lock(&path.join(LOCK)).and_then(|lock| {
-                        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-                            .map(|()| lock)
-                            .map_err(Into::into)
+                        flock(&lock, FlockOperation::NonBlockingLockExclusive).map(|()| lock).map_err(Into::into)
                     });
                     return match lock {
                         Ok(lock) => Ok(Self { id, path, lock }),
                         Err(e) => {
                             let _ = fs::remove_dir_all(&path);
-                            Err(EngineError::io(
-                                format_args!("lock `{}`", path.display()),
-                                &e,
-                            ))
+                            Err(EngineError::io(format_args!("lock `{}`", path.display()), &e))
                         }
                     };
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(e) => {
-                    return Err(EngineError::io(
-                        format_args!("create `{}`", path.display()),
-                        &e,
-                    ));
+                    return Err(EngineError::io(format_args!("create `{}`", path.display()), &e));
                 }
             }
         }
-        Err(EngineError::new(
-            ErrorCode::Internal,
-            "no free machine id after 16 tries",
-        ))
+        Err(EngineError::new(ErrorCode::Internal, "no free machine id after 16 tries"))
     }
 }
 
@@ -109,10 +95,7 @@ pub(crate) fn is_live(run: &Path, id: &str) -> bool {
 
 /// Returns whether `id` can be the name of a machine, and so is safe to use in a path.
 pub(crate) fn valid_id(id: &str) -> bool {
-    id.len() == 12
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    id.len() == 12 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn sweep_locked(run: &Path) -> Result<Vec<String>, EngineError> {
@@ -151,11 +134,7 @@ enum LockState {
 
 fn lock_state(dir: &Path) -> LockState {
     // Directories and their locks are made under the global lock, so one without a lock is a leftover too.
-    let Ok(file) = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(dir.join(LOCK))
-    else {
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(dir.join(LOCK)) else {
         return LockState::Free;
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -178,13 +157,7 @@ fn lock_all(run: &Path) -> Result<File, EngineError> {
 }
 
 fn open_lock(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 #[cfg(test)]
@@ -201,8 +174,7 @@ mod tests {
 
         // A copy of the open file keeps the lock, as the VM process does.
         let handed_on = second.lock.try_clone().unwrap();
-        let (first_path, second_path, second_id) =
-            (first.path.clone(), second.path.clone(), second.id.clone());
+        let (first_path, second_path, second_id) = (first.path.clone(), second.path.clone(), second.id.clone());
         drop(first);
         drop(second);
         fs::write(first_path.join("disk"), b"left behind").unwrap();
@@ -222,10 +194,7 @@ mod tests {
         let _second = RunDir::create(run.path(), Some(2)).unwrap();
         let error = RunDir::create(run.path(), Some(2)).unwrap_err();
         assert_eq!(error.code(), ErrorCode::LimitExceeded);
-        assert_eq!(
-            error.message(),
-            "2 machines run already, and the limit is 2"
-        );
+        assert_eq!(error.message(), "2 machines run already, and the limit is 2");
         assert!(error.retryable());
         drop(first);
         RunDir::create(run.path(), Some(2)).unwrap();

@@ -42,51 +42,26 @@ pub(crate) async fn boot(
     let limit = options.boot_limit + WORD_GRACE;
     let sweep_run = run.clone();
     // Directories, locks and starting a program all wait for the disk.
-    let spawned =
-        tokio::task::spawn_blocking(move || spawn(&run, &options, files, spec, execution_mode));
-    let (dir, channel) = spawned
-        .await
-        .map_err(|e| EngineError::new(ErrorCode::Internal, format!("boot: {e}")))??;
-    let channel =
-        UnixStream::from_std(channel).map_err(|e| EngineError::io("watch the VM process", &e))?;
+    let spawned = tokio::task::spawn_blocking(move || spawn(&run, &options, files, spec, execution_mode));
+    let (dir, channel) = spawned.await.map_err(|e| EngineError::new(ErrorCode::Internal, format!("boot: {e}")))??;
+    let channel = UnixStream::from_std(channel).map_err(|e| EngineError::io("watch the VM process", &e))?;
     let mut buffer = LineBuffer::new(MAX_REPLY);
-    let event = tokio::time::timeout(limit, next_event(&channel, &mut buffer))
-        .await
-        .map_err(|_| {
-            EngineError::new(
-                ErrorCode::BootTimeout,
-                format!("the VM process said nothing for {} s", limit.as_secs()),
-            )
-        })?;
+    let event = tokio::time::timeout(limit, next_event(&channel, &mut buffer)).await.map_err(|_| {
+        EngineError::new(ErrorCode::BootTimeout, format!("the VM process said nothing for {} s", limit.as_secs()))
+    })?;
     match event {
-        Some(Event::Ready {
-            mut timings,
-            machine,
-        }) => {
+        Some(Event::Ready { mut timings, machine }) => {
             timings.prepare_ms = prepared.as_secs_f64() * 1e3;
             timings.total_ms = (prepared + begun.elapsed()).as_secs_f64() * 1e3;
-            Ok(Machine::new(
-                machine,
-                timings,
-                dir,
-                Arc::new(channel),
-                buffer,
-            ))
+            Ok(Machine::new(machine, timings, dir, Arc::new(channel), buffer))
         }
         Some(Event::Ended { error }) => Err(error),
         None => {
             let log = log_tail(&dir);
             // It is gone, so its directory is a leftover.
             let _ = tokio::task::spawn_blocking(move || run_dir::sweep(&sweep_run)).await;
-            let what = if log.is_empty() {
-                "it logged nothing".to_owned()
-            } else {
-                log
-            };
-            Err(EngineError::new(
-                ErrorCode::BootFailed,
-                format!("the VM process ended without a word: {what}"),
-            ))
+            let what = if log.is_empty() { "it logged nothing".to_owned() } else { log };
+            Err(EngineError::new(ErrorCode::BootFailed, format!("the VM process ended without a word: {what}")))
         }
     }
 }
@@ -98,15 +73,12 @@ fn spawn(
     spec: MachineSpec,
     execution_mode: ExecutionMode,
 ) -> Result<(PathBuf, StdUnixStream), EngineError> {
-    make_private_dir(run)
-        .map_err(|e| EngineError::io(format_args!("create `{}`", run.display()), &e))?;
+    make_private_dir(run).map_err(|e| EngineError::io(format_args!("create `{}`", run.display()), &e))?;
     let dir = RunDir::create(run, options.max_machines)?;
     let path = dir.path.clone();
-    spawn_in(dir, options, files, spec, execution_mode)
-        .map(|channel| (path.clone(), channel))
-        .inspect_err(|_| {
-            let _ = fs::remove_dir_all(&path);
-        })
+    spawn_in(dir, options, files, spec, execution_mode).map(|channel| (path.clone(), channel)).inspect_err(|_| {
+        let _ = fs::remove_dir_all(&path);
+    })
 }
 
 fn spawn_in(
@@ -117,10 +89,7 @@ fn spawn_in(
     execution_mode: ExecutionMode,
 ) -> Result<StdUnixStream, EngineError> {
     let failed = |e: &io::Error| EngineError::io("start the VM process", e);
-    let created_at = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64();
+    let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let config = MachineConfig {
         id: dir.id,
         spec,
@@ -164,10 +133,7 @@ fn spawn_in(
     command.spawn().map_err(|e| {
         EngineError::new(
             ErrorCode::EngineUnavailable,
-            format!(
-                "the VM process `{}` cannot be started: {e}",
-                options.vmm_program.display()
-            ),
+            format!("the VM process `{}` cannot be started: {e}", options.vmm_program.display()),
         )
     })?;
     Ok(ours)
@@ -176,7 +142,5 @@ fn spawn_in(
 fn log_tail(dir: &Path) -> String {
     let bytes = fs::read(dir.join("vmm.log")).unwrap_or_default();
     let from = bytes.len().saturating_sub(LOG_TAIL);
-    String::from_utf8_lossy(bytes.get(from..).unwrap_or_default())
-        .trim()
-        .to_owned()
+    String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).trim().to_owned()
 }

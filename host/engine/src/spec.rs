@@ -104,18 +104,8 @@ impl MachineSpec {
                 .with_hint(format!("pass {name} between {low} and {high}")))
             }
         };
-        range(
-            "vcpu_count",
-            self.vcpu_count.into(),
-            (*VCPU_COUNT.start()).into(),
-            (*VCPU_COUNT.end()).into(),
-        )?;
-        range(
-            "mem_mib",
-            self.mem_mib.into(),
-            (*MEM_MIB.start()).into(),
-            (*MEM_MIB.end()).into(),
-        )?;
+        range("vcpu_count", self.vcpu_count.into(), (*VCPU_COUNT.start()).into(), (*VCPU_COUNT.end()).into())?;
+        range("mem_mib", self.mem_mib.into(), (*MEM_MIB.start()).into(), (*MEM_MIB.end()).into())?;
         // A fraction of a second above the limit is above the limit.
         let ttl = self.ttl.as_secs() + u64::from(self.ttl.subsec_nanos() > 0);
         range("ttl_seconds", ttl, *TTL_SECONDS.start(), *TTL_SECONDS.end())
@@ -213,26 +203,11 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named() {
-        assert_eq!(
-            refused(|s| s.vcpu_count = 0),
-            "vcpu_count must be between 1 and 8, not 0"
-        );
-        assert_eq!(
-            refused(|s| s.vcpu_count = 9),
-            "vcpu_count must be between 1 and 8, not 9"
-        );
-        assert_eq!(
-            refused(|s| s.mem_mib = 255),
-            "mem_mib must be between 256 and 32768, not 255"
-        );
-        assert_eq!(
-            refused(|s| s.mem_mib = u32::MAX),
-            "mem_mib must be between 256 and 32768, not 4294967295"
-        );
-        assert_eq!(
-            refused(|s| s.ttl = Duration::ZERO),
-            "ttl_seconds must be between 60 and 3600, not 0"
-        );
+        assert_eq!(refused(|s| s.vcpu_count = 0), "vcpu_count must be between 1 and 8, not 0");
+        assert_eq!(refused(|s| s.vcpu_count = 9), "vcpu_count must be between 1 and 8, not 9");
+        assert_eq!(refused(|s| s.mem_mib = 255), "mem_mib must be between 256 and 32768, not 255");
+        assert_eq!(refused(|s| s.mem_mib = u32::MAX), "mem_mib must be between 256 and 32768, not 4294967295");
+        assert_eq!(refused(|s| s.ttl = Duration::ZERO), "ttl_seconds must be between 60 and 3600, not 0");
         assert_eq!(
             refused(|s| s.ttl = Duration::from_millis(3_600_001)),
             "ttl_seconds must be between 60 and 3600, not 3601"

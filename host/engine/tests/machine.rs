@@ -18,9 +18,9 @@ use std::{
 };
 
 use pyro_engine::{
-    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ErrorCode, ExecCommand, ExecEvent,
-    ExecExit, ExecRequest, ExecSession, ExecutionMode, Lifetime, Machine, MachineSpec,
-    MachineState, NoProgress, Paths, environments::Environments,
+    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ErrorCode, ExecCommand, ExecEvent, ExecExit,
+    ExecRequest, ExecSession, ExecutionMode, Lifetime, Machine, MachineSpec, MachineState, NoProgress, Paths,
+    environments::Environments,
 };
 use tempfile::TempDir;
 
@@ -31,17 +31,8 @@ struct Host {
 }
 
 fn vmm_program() -> PathBuf {
-    let program = std::env::current_exe()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .join("examples/machine");
-    assert!(
-        program.is_file(),
-        "build it first: cargo build -p pyro-engine --example machine"
-    );
+    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/machine");
+    assert!(program.is_file(), "build it first: cargo build -p pyro-engine --example machine");
     program
 }
 
@@ -51,13 +42,11 @@ fn host() -> Host {
 
 /// An engine with a run directory of its own over the environments of `PYRO_HOME`.
 fn host_with(change: impl FnOnce(&mut EngineOptions)) -> Host {
-    let shared = std::env::var_os("PYRO_TEST_HOME")
-        .expect("PYRO_TEST_HOME names a home with debian:12 installed");
+    let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
     let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
     let agent = AgentSource(fs::read(agent).unwrap().leak());
-    let installed = Environments::new(&Paths::below(Path::new(&shared)), agent)
-        .ensure("debian:12", &NoProgress)
-        .unwrap();
+    let installed =
+        Environments::new(&Paths::below(Path::new(&shared)), agent).ensure("debian:12", &NoProgress).unwrap();
     let mut options = EngineOptions::with_agent(agent).unwrap();
     options.vmm_program = vmm_program();
     options.max_machines = None;
@@ -66,11 +55,7 @@ fn host_with(change: impl FnOnce(&mut EngineOptions)) -> Host {
     change(&mut options);
     let home = tempfile::tempdir().unwrap();
     let engine = Engine::open(Paths::below(home.path()), options).unwrap();
-    Host {
-        engine,
-        files: BootFiles::from(&installed),
-        home,
-    }
+    Host { engine, files: BootFiles::from(&installed), home }
 }
 
 impl Host {
@@ -91,20 +76,14 @@ impl Host {
             if dirs.is_empty() && processes.is_empty() && zombies() == 0 {
                 return;
             }
-            assert!(
-                begun.elapsed() < Duration::from_secs(10),
-                "left behind: {dirs:?}, processes {processes:?}"
-            );
+            assert!(begun.elapsed() < Duration::from_secs(10), "left behind: {dirs:?}, processes {processes:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
 fn small() -> MachineSpec {
-    MachineSpec {
-        mem_mib: 256,
-        ..MachineSpec::default()
-    }
+    MachineSpec { mem_mib: 256, ..MachineSpec::default() }
 }
 
 /// Returns the processes with this machine id on their command line.
@@ -113,8 +92,7 @@ fn processes(id: &str) -> Vec<u32> {
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid: &u32| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(id))
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(id))
         })
         .collect()
 }
@@ -126,28 +104,18 @@ fn zombies() -> usize {
         .unwrap()
         .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok())
         .filter(|stat| {
-            let mut fields = stat
-                .rsplit(')')
-                .next()
-                .unwrap_or_default()
-                .split_ascii_whitespace();
+            let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
             fields.next() == Some("Z") && fields.next() == Some(&own)
         })
         .count()
 }
 
 fn qemu(id: &str) -> u32 {
-    *processes(id)
-        .iter()
-        .find(|pid| is_qemu(**pid))
-        .expect("a QEMU runs")
+    *processes(id).iter().find(|pid| is_qemu(**pid)).expect("a QEMU runs")
 }
 
 fn vmm(id: &str) -> u32 {
-    *processes(id)
-        .iter()
-        .find(|pid| !is_qemu(**pid))
-        .expect("a VM process runs")
+    *processes(id).iter().find(|pid| !is_qemu(**pid)).expect("a VM process runs")
 }
 
 fn is_qemu(pid: u32) -> bool {
@@ -155,10 +123,7 @@ fn is_qemu(pid: u32) -> bool {
 }
 
 fn kill(pid: u32) {
-    let status = Command::new("kill")
-        .args(["-9", &pid.to_string()])
-        .status()
-        .unwrap();
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
     assert!(status.success());
 }
 
@@ -187,11 +152,7 @@ async fn collect(mut session: ExecSession) -> Result<Ran, EngineError> {
             ExecEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
             ExecEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
             ExecEvent::Exited(exit) => {
-                return Ok(Ran {
-                    stdout,
-                    stderr,
-                    exit,
-                });
+                return Ok(Ran { stdout, stderr, exit });
             }
         }
     }
@@ -204,10 +165,7 @@ async fn run(machine: &Machine, line: &str) -> Result<Ran, EngineError> {
 /// Starts a command and waits until the guest says that it runs.
 async fn start(machine: &Machine, line: &str) -> ExecSession {
     let mut session = machine.exec(shell(line)).await.unwrap();
-    assert!(matches!(
-        session.next().await.unwrap(),
-        ExecEvent::Started { .. }
-    ));
+    assert!(matches!(session.next().await.unwrap(), ExecEvent::Started { .. }));
     session
 }
 
@@ -221,43 +179,19 @@ async fn a_machine_runs_commands_and_leaves_nothing() {
     assert_eq!(info.execution_mode, ExecutionMode::MicrovmQemuTcg);
     assert_eq!(host.engine.machines().await.unwrap().len(), 1);
     let timings = machine.timings();
-    assert!(
-        timings.kernel_ms > 0.0 && timings.agent_ms > 0.0 && timings.total_ms > timings.kernel_ms,
-        "{timings:?}"
-    );
+    assert!(timings.kernel_ms > 0.0 && timings.agent_ms > 0.0 && timings.total_ms > timings.kernel_ms, "{timings:?}");
 
-    let ran = run(&machine, "echo out; echo err >&2; exit 7")
-        .await
-        .unwrap();
-    assert_eq!(
-        (ran.stdout.as_slice(), ran.stderr.as_slice()),
-        (b"out\n".as_slice(), b"err\n".as_slice())
-    );
-    assert_eq!(
-        (
-            ran.exit.exit_code,
-            ran.exit.shell_code(),
-            ran.exit.timed_out
-        ),
-        (Some(7), 7, false)
-    );
+    let ran = run(&machine, "echo out; echo err >&2; exit 7").await.unwrap();
+    assert_eq!((ran.stdout.as_slice(), ran.stderr.as_slice()), (b"out\n".as_slice(), b"err\n".as_slice()));
+    assert_eq!((ran.exit.exit_code, ran.exit.shell_code(), ran.exit.timed_out), (Some(7), 7, false));
 
     let ran = run(&machine, "kill -TERM $$").await.unwrap();
-    assert_eq!(
-        (ran.exit.signal.as_deref(), ran.exit.shell_code()),
-        (Some("SIGTERM"), 143)
-    );
+    assert_eq!((ran.exit.signal.as_deref(), ran.exit.shell_code()), (Some("SIGTERM"), 143));
 
     let mut request = shell("pwd; echo $WORD");
     request.cwd = Some("/tmp".to_owned());
     request.env = vec![("WORD".to_owned(), "hello".to_owned())];
-    assert_eq!(
-        collect(machine.exec(request).await.unwrap())
-            .await
-            .unwrap()
-            .stdout,
-        b"/tmp\nhello\n"
-    );
+    assert_eq!(collect(machine.exec(request).await.unwrap()).await.unwrap().stdout, b"/tmp\nhello\n");
 
     let mut request = shell("sleep 100");
     request.timeout = Duration::from_millis(300);
@@ -266,48 +200,21 @@ async fn a_machine_runs_commands_and_leaves_nothing() {
 
     // The guest's clock is the host's.
     let ran = run(&machine, "date +%s").await.unwrap();
-    let guest: i64 = String::from_utf8(ran.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
-    assert!(
-        guest.abs_diff(i64::try_from(now).unwrap()) <= 3,
-        "{guest} {now}"
-    );
+    let guest: i64 = String::from_utf8(ran.stdout).unwrap().trim().parse().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(guest.abs_diff(i64::try_from(now).unwrap()) <= 3, "{guest} {now}");
 
-    let missing = ExecRequest {
-        command: ExecCommand::Argv(vec!["no-such-program".into()]),
-        ..shell("x")
-    };
-    let error = collect(machine.exec(missing).await.unwrap())
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (error.code(), error.guest_code()),
-        (ErrorCode::NotStarted, Some("not_found"))
-    );
+    let missing = ExecRequest { command: ExecCommand::Argv(vec!["no-such-program".into()]), ..shell("x") };
+    let error = collect(machine.exec(missing).await.unwrap()).await.unwrap_err();
+    assert_eq!((error.code(), error.guest_code()), (ErrorCode::NotStarted, Some("not_found")));
 
-    assert_eq!(
-        machine.connect(4).await.unwrap_err().code(),
-        ErrorCode::NotStarted
-    );
+    assert_eq!(machine.connect(4).await.unwrap_err().code(), ErrorCode::NotStarted);
 
     let id = machine.id().to_owned();
     machine.end().await.unwrap();
     host.assert_nothing_left(&[&id]).await;
-    assert_eq!(
-        run(&machine, "true").await.unwrap_err().code(),
-        ErrorCode::MachineDied
-    );
-    assert_eq!(
-        host.engine.machine(&id).await.unwrap_err().code(),
-        ErrorCode::NotFound
-    );
+    assert_eq!(run(&machine, "true").await.unwrap_err().code(), ErrorCode::MachineDied);
+    assert_eq!(host.engine.machine(&id).await.unwrap_err().code(), ErrorCode::NotFound);
     machine.end().await.unwrap();
 }
 
@@ -322,9 +229,7 @@ async fn input_output_and_signals_flow_at_once() {
     request.stdin = true;
     let session = machine.exec(request).await.unwrap();
     let input = session.input();
-    let sent: Vec<u8> = (0..3_000_000_u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let writer = {
         let sent = sent.clone();
         tokio::spawn(async move {
@@ -334,18 +239,10 @@ async fn input_output_and_signals_flow_at_once() {
     };
     let ran = collect(session).await.unwrap();
     writer.await.unwrap();
-    assert!(
-        ran.stdout == sent,
-        "{} bytes of {}",
-        ran.stdout.len(),
-        sent.len()
-    );
+    assert!(ran.stdout == sent, "{} bytes of {}", ran.stdout.len(), sent.len());
 
     // A reader that takes its time makes the command wait, and loses nothing.
-    let mut session = machine
-        .exec(shell("head -c 20000000 /dev/zero; echo end >&2"))
-        .await
-        .unwrap();
+    let mut session = machine.exec(shell("head -c 20000000 /dev/zero; echo end >&2")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut count = 0;
     loop {
@@ -357,35 +254,19 @@ async fn input_output_and_signals_flow_at_once() {
     }
     assert_eq!(count, 20_000_000);
 
-    let mut session = start(
-        &machine,
-        "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.05; done",
-    )
-    .await;
+    let mut session =
+        start(&machine, "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.05; done").await;
     while !matches!(session.next().await.unwrap(), ExecEvent::Stdout(_)) {}
     session.input().signal("USR1").await.unwrap();
-    assert_eq!(
-        session.input().signal("NONSENSE").await.unwrap_err().code(),
-        ErrorCode::InvalidArgument
-    );
+    assert_eq!(session.input().signal("NONSENSE").await.unwrap_err().code(), ErrorCode::InvalidArgument);
     let ran = collect(session).await.unwrap();
-    assert_eq!(
-        (ran.stdout.as_slice(), ran.exit.exit_code),
-        (b"caught\n".as_slice(), Some(3))
-    );
+    assert_eq!((ran.stdout.as_slice(), ran.exit.exit_code), (b"caught\n".as_slice(), Some(3)));
 
     // Two at once take as long as one.
     let begun = Instant::now();
     let (one, two) = tokio::join!(run(&machine, "sleep 3"), run(&machine, "sleep 3"));
-    assert_eq!(
-        (one.unwrap().exit.exit_code, two.unwrap().exit.exit_code),
-        (Some(0), Some(0))
-    );
-    assert!(
-        begun.elapsed() < Duration::from_millis(5500),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert_eq!((one.unwrap().exit.exit_code, two.unwrap().exit.exit_code), (Some(0), Some(0)));
+    assert!(begun.elapsed() < Duration::from_millis(5500), "{:?}", begun.elapsed());
     machine.end().await.unwrap();
 }
 
@@ -399,10 +280,7 @@ async fn dropping_a_session_kills_what_it_started() {
     // A busy guest takes its time to start them.
     let begun = Instant::now();
     while run(&machine, alive).await.unwrap().stdout != b"3\n" {
-        assert!(
-            begun.elapsed() < Duration::from_secs(20),
-            "the three never ran"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(20), "the three never ran");
     }
     let kept = session.input();
     drop(session);
@@ -422,19 +300,9 @@ async fn a_killed_qemu_is_a_dead_machine() {
     kill(qemu(machine.id()));
     let error = collect(session).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::MachineDied, "{error}");
-    assert!(
-        error.message().contains("outcome is unknown") && error.message().contains("signal 9"),
-        "{error}"
-    );
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begun.elapsed()
-    );
-    assert_eq!(
-        run(&machine, "true").await.unwrap_err().code(),
-        ErrorCode::MachineDied
-    );
+    assert!(error.message().contains("outcome is unknown") && error.message().contains("signal 9"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(run(&machine, "true").await.unwrap_err().code(), ErrorCode::MachineDied);
     host.assert_nothing_left(&[machine.id()]).await;
 }
 
@@ -460,11 +328,7 @@ async fn an_owned_machine_ends_with_its_owner() {
     let home = host.home.path();
     // Another process makes a machine and is killed while it uses it.
     let mut owner = Command::new(vmm_program())
-        .args([
-            &host.files.kernel,
-            &host.files.initramfs,
-            &host.files.rootfs,
-        ])
+        .args([&host.files.kernel, &host.files.initramfs, &host.files.rootfs])
         .args(["--home"])
         .arg(home)
         .args(["--", "sleep", "1000"])
@@ -503,17 +367,8 @@ async fn an_owned_machine_ends_with_its_owner() {
 #[ignore = "boots a machine"]
 async fn a_detached_machine_lives_until_it_is_ended() {
     let host = host();
-    let spec = MachineSpec {
-        lifetime: Lifetime::Detached,
-        ..small()
-    };
-    let id = host
-        .engine
-        .boot(host.files.clone(), spec)
-        .await
-        .unwrap()
-        .id()
-        .to_owned();
+    let spec = MachineSpec { lifetime: Lifetime::Detached, ..small() };
+    let id = host.engine.boot(host.files.clone(), spec).await.unwrap().id().to_owned();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let found = host.engine.machine(&id).await.unwrap();
     let watching = host.engine.machine(&id).await.unwrap();
@@ -522,24 +377,13 @@ async fn a_detached_machine_lives_until_it_is_ended() {
     // Clients that make no sense are told so, and cost the others nothing.
     let socket = host.home.path().join("run").join(&id).join("control.sock");
     let mut silent = Vec::new();
-    for line in [
-        &b"\n"[..],
-        b"{\"op\":\"explode\"}\n",
-        b"\xff\xff\n",
-        b"[[[[\n",
-        &[b'x'; 5000],
-    ] {
+    for line in [&b"\n"[..], b"{\"op\":\"explode\"}\n", b"\xff\xff\n", b"[[[[\n", &[b'x'; 5000]] {
         let mut client = UnixStream::connect(&socket).unwrap();
         client.write_all(line).unwrap();
-        client
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let mut reply = String::new();
         let _ = client.read_to_string(&mut reply);
-        assert!(
-            reply.starts_with("{\"error\":{\"code\":\"invalid_argument\""),
-            "{reply}"
-        );
+        assert!(reply.starts_with("{\"error\":{\"code\":\"invalid_argument\""), "{reply}");
         silent.push(UnixStream::connect(&socket).unwrap());
     }
     assert_eq!(run(&found, "echo here").await.unwrap().stdout, b"here\n");
@@ -558,11 +402,7 @@ async fn a_detached_machine_lives_until_it_is_ended() {
 #[ignore = "boots a machine, and waits a minute"]
 async fn a_machine_ends_when_its_time_is_over() {
     let host = host();
-    let spec = MachineSpec {
-        ttl: Duration::from_secs(60),
-        lifetime: Lifetime::Detached,
-        ..small()
-    };
+    let spec = MachineSpec { ttl: Duration::from_secs(60), lifetime: Lifetime::Detached, ..small() };
     let begun = Instant::now();
     let machine = host.engine.boot(host.files.clone(), spec).await.unwrap();
     let session = start(&machine, "sleep 1000").await;
@@ -578,33 +418,16 @@ async fn a_machine_ends_when_its_time_is_over() {
 async fn a_panic_is_told_with_the_console() {
     let host = host();
     let machine = host.boot().await;
-    let error = run(
-        &machine,
-        "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100",
-    )
-    .await
-    .unwrap_err();
+    let error =
+        run(&machine, "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger; sleep 100").await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::GuestPanic, "{error}");
-    assert!(
-        error.console_tail().unwrap().contains("Kernel panic"),
-        "{:?}",
-        error.console_tail()
-    );
+    assert!(error.console_tail().unwrap().contains("Kernel panic"), "{:?}", error.console_tail());
     host.assert_nothing_left(&[machine.id()]).await;
 
     // Printing the words is no panic.
     let machine = host.boot().await;
-    assert!(
-        run(&machine, "echo 'Kernel panic' >/dev/console; sleep 3")
-            .await
-            .is_ok()
-    );
-    let error = run(
-        &machine,
-        "kill -9 -1; echo b >/proc/sysrq-trigger; sleep 100",
-    )
-    .await
-    .unwrap_err();
+    assert!(run(&machine, "echo 'Kernel panic' >/dev/console; sleep 3").await.is_ok());
+    let error = run(&machine, "kill -9 -1; echo b >/proc/sysrq-trigger; sleep 100").await.unwrap_err();
     assert_ne!(error.code(), ErrorCode::Internal);
     host.assert_nothing_left(&[machine.id()]).await;
 }
@@ -623,10 +446,7 @@ async fn boots_that_fail_say_why() {
 
     let mut files = host.files.clone();
     files.rootfs = scratch.path().join("none");
-    assert_eq!(
-        host.engine.boot(files, small()).await.unwrap_err().code(),
-        ErrorCode::Io
-    );
+    assert_eq!(host.engine.boot(files, small()).await.unwrap_err().code(), ErrorCode::Io);
 
     // No initramfs to speak of: the kernel finds no init.
     let mut files = host.files.clone();
@@ -634,11 +454,7 @@ async fn boots_that_fail_say_why() {
     fs::write(&files.initramfs, [0; 4096]).unwrap();
     let error = host.engine.boot(files, small()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::GuestPanic, "{error}");
-    assert!(
-        error.console_tail().unwrap().contains("Kernel panic"),
-        "{:?}",
-        error.console_tail()
-    );
+    assert!(error.console_tail().unwrap().contains("Kernel panic"), "{:?}", error.console_tail());
 
     // A root file system that is none: the agent gives up.
     let mut files = host.files.clone();
@@ -646,48 +462,26 @@ async fn boots_that_fail_say_why() {
     fs::write(&files.rootfs, vec![0; 1 << 20]).unwrap();
     let error = host.engine.boot(files, small()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::GuestPanic, "{error}");
-    assert!(
-        error
-            .console_tail()
-            .is_some_and(|tail| tail.contains("pyro-agent: fatal")),
-        "{:?}",
-        error.console_tail()
-    );
+    assert!(error.console_tail().is_some_and(|tail| tail.contains("pyro-agent: fatal")), "{:?}", error.console_tail());
 
     let hasty = host_with(|options| options.boot_limit = Duration::from_millis(300));
-    let error = hasty
-        .engine
-        .boot(hasty.files.clone(), small())
-        .await
-        .unwrap_err();
+    let error = hasty.engine.boot(hasty.files.clone(), small()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::BootTimeout, "{error}");
     hasty.assert_nothing_left(&[]).await;
 
     let no_program = host_with(|options| options.vmm_program = "/no/such/program".into());
-    let error = no_program
-        .engine
-        .boot(no_program.files.clone(), small())
-        .await
-        .unwrap_err();
+    let error = no_program.engine.boot(no_program.files.clone(), small()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::EngineUnavailable, "{error}");
     no_program.assert_nothing_left(&[]).await;
 
     let mute = host_with(|options| options.vmm_program = "/bin/false".into());
-    let error = mute
-        .engine
-        .boot(mute.files.clone(), small())
-        .await
-        .unwrap_err();
+    let error = mute.engine.boot(mute.files.clone(), small()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::BootFailed, "{error}");
     mute.assert_nothing_left(&[]).await;
 
     // Failures gave their places back.
     let machine = host.boot().await;
-    let error = host
-        .engine
-        .boot(host.files.clone(), small())
-        .await
-        .unwrap_err();
+    let error = host.engine.boot(host.files.clone(), small()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::LimitExceeded, "{error}");
     machine.end().await.unwrap();
     host.boot().await.end().await.unwrap();

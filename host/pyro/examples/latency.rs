@@ -31,38 +31,24 @@ struct Server {
 impl Server {
     fn start(program: &PathBuf, home: &std::path::Path, sockets: bool) -> Result<Server> {
         let mut command = Command::new(program);
-        command
-            .args(["mcp", "serve", "--profile", "vm-run"])
-            .env("PYRO_HOME", home)
-            .stderr(Stdio::inherit());
+        command.args(["mcp", "serve", "--profile", "vm-run"]).env("PYRO_HOME", home).stderr(Stdio::inherit());
         let (child, input, output): (Child, Box<dyn Write>, Box<dyn Read>) = if sockets {
             let (input, theirs_in) = UnixStream::pair()?;
             let (output, theirs_out) = UnixStream::pair()?;
-            command
-                .stdin(OwnedFd::from(theirs_in))
-                .stdout(OwnedFd::from(theirs_out));
+            command.stdin(OwnedFd::from(theirs_in)).stdout(OwnedFd::from(theirs_out));
             (command.spawn()?, Box::new(input), Box::new(output))
         } else {
-            let mut child = command
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()?;
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
             let input = child.stdin.take().context("a pipe")?;
             let output = child.stdout.take().context("a pipe")?;
             (child, Box::new(input), Box::new(output))
         };
-        Ok(Server {
-            child,
-            input: Some(input),
-            output: BufReader::new(output),
-            next_id: 0,
-        })
+        Ok(Server { child, input: Some(input), output: BufReader::new(output), next_id: 0 })
     }
 
     fn request(&mut self, method: &str, params: &Value) -> Result<Value> {
         self.next_id += 1;
-        let request =
-            json!({"jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params});
+        let request = json!({"jsonrpc": "2.0", "id": self.next_id, "method": method, "params": params});
         let input = self.input.as_mut().context("the server's input is open")?;
         input.write_all(format!("{request}\n").as_bytes())?;
         let mut line = String::new();
@@ -78,8 +64,7 @@ impl Server {
 
     fn initialize(&mut self) -> Result<()> {
         let client = json!({"name": "latency", "version": "1"});
-        let params =
-            json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
+        let params = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});
         self.request("initialize", &params)?;
         Ok(())
     }
@@ -99,18 +84,11 @@ fn micros(since: Instant) -> f64 {
 /// Returns p50, p99 and the largest.
 fn quantiles(mut values: Vec<f64>) -> Value {
     values.sort_by(f64::total_cmp);
-    let at =
-        |share: usize| values.get((values.len() * share / 100).min(values.len().saturating_sub(1)));
+    let at = |share: usize| values.get((values.len() * share / 100).min(values.len().saturating_sub(1)));
     json!({"p50_us": at(50), "p99_us": at(99), "max_us": values.last(), "count": values.len()})
 }
 
-fn measure(
-    server: &mut Server,
-    rounds: usize,
-    method: &str,
-    params: &Value,
-    code: Option<&str>,
-) -> Result<Value> {
+fn measure(server: &mut Server, rounds: usize, method: &str, params: &Value, code: Option<&str>) -> Result<Value> {
     let mut values = Vec::with_capacity(rounds);
     for round in 0..rounds + WARM_UP {
         let started = Instant::now();
@@ -129,11 +107,8 @@ fn measure(
 }
 
 fn main() -> Result<()> {
-    let mut program = std::env::current_exe()?
-        .parent()
-        .and_then(|dir| dir.parent())
-        .context("a directory")?
-        .join("pyro");
+    let mut program =
+        std::env::current_exe()?.parent().and_then(|dir| dir.parent()).context("a directory")?.join("pyro");
     let mut rounds = 2_000;
     let mut as_json = false;
     let mut args = std::env::args().skip(1);
@@ -164,20 +139,8 @@ fn main() -> Result<()> {
         let first = Instant::now();
         server.request("tools/call", &entered)?;
         let first = micros(first);
-        let refused = measure(
-            &mut server,
-            rounds,
-            "tools/call",
-            &refused,
-            Some("invalid_argument"),
-        )?;
-        let entered = measure(
-            &mut server,
-            rounds,
-            "tools/call",
-            &entered,
-            Some("unknown_environment"),
-        )?;
+        let refused = measure(&mut server, rounds, "tools/call", &refused, Some("invalid_argument"))?;
+        let entered = measure(&mut server, rounds, "tools/call", &entered, Some("unknown_environment"))?;
         server.end()?;
         figures.insert(
             wire.to_owned(),
@@ -200,16 +163,8 @@ fn main() -> Result<()> {
     for (wire, rows) in &figures {
         println!("{wire}");
         for (name, row) in rows.as_object().into_iter().flatten() {
-            let cell = |key: &str| {
-                row[key]
-                    .as_f64()
-                    .map_or_else(String::new, |us| format!("{us:.0} us"))
-            };
-            println!(
-                "  {name:<36} p50 {:>10}  p99 {:>10}",
-                cell("p50_us"),
-                cell("p99_us")
-            );
+            let cell = |key: &str| row[key].as_f64().map_or_else(String::new, |us| format!("{us:.0} us"));
+            println!("  {name:<36} p50 {:>10}  p99 {:>10}", cell("p50_us"), cell("p99_us"));
         }
     }
     Ok(())

@@ -44,12 +44,7 @@ pub struct Check {
 
 impl Check {
     fn new(name: &'static str, verdict: Verdict, detail: impl Into<String>) -> Check {
-        Check {
-            name,
-            verdict,
-            detail: detail.into(),
-            fix: None,
-        }
+        Check { name, verdict, detail: detail.into(), fix: None }
     }
 
     fn ok(name: &'static str, detail: impl Into<String>) -> Check {
@@ -79,11 +74,7 @@ pub fn examine(paths: &Paths, choice: EngineChoice) -> Report {
     checks.extend(prerequisites(paths).into_iter().map(|found| Check {
         name: found.name,
         // What is missing for builds does not stop what is installed from running.
-        verdict: if found.ok {
-            Verdict::Ok
-        } else {
-            Verdict::Warning
-        },
+        verdict: if found.ok { Verdict::Ok } else { Verdict::Warning },
         detail: found.found,
         fix: found.fix,
     }));
@@ -104,10 +95,7 @@ pub fn examine(paths: &Paths, choice: EngineChoice) -> Report {
 /// Which engine would be used, and why.
 fn engine(choice: EngineChoice) -> Check {
     match pick_engine(choice) {
-        Ok(pick) => Check::ok(
-            "engine",
-            format!("{} ({})", pick.execution_mode.as_str(), pick.reason),
-        ),
+        Ok(pick) => Check::ok("engine", format!("{} ({})", pick.execution_mode.as_str(), pick.reason)),
         Err(error) => Check {
             name: "engine",
             verdict: Verdict::Failed,
@@ -136,12 +124,8 @@ fn qemu() -> Check {
     const PROGRAM: &str = "qemu-system-x86_64";
     match find_program(PROGRAM) {
         Some(path) => Check::ok("qemu", format!("{} (the software engine)", path.display())),
-        None => Check::new(
-            "qemu",
-            Verdict::Failed,
-            format!("`{PROGRAM}` is not in PATH; it is the software engine"),
-        )
-        .fix("apt-get install --no-install-recommends qemu-system-x86"),
+        None => Check::new("qemu", Verdict::Failed, format!("`{PROGRAM}` is not in PATH; it is the software engine"))
+            .fix("apt-get install --no-install-recommends qemu-system-x86"),
     }
 }
 
@@ -173,35 +157,20 @@ fn kvm() -> Check {
 
 /// Whether a directory can be used, or made.
 fn directory(name: &'static str, path: &Path) -> Check {
-    let nearest = path
-        .ancestors()
-        .find(|ancestor| ancestor.exists())
-        .unwrap_or(Path::new("/"));
+    let nearest = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     if !nearest.is_dir() {
-        return Check::new(
-            name,
-            Verdict::Failed,
-            format!("{}: {} is no directory", path.display(), nearest.display()),
-        )
-        .fix("move it away, or set PYRO_HOME to another place");
+        return Check::new(name, Verdict::Failed, format!("{}: {} is no directory", path.display(), nearest.display()))
+            .fix("move it away, or set PYRO_HOME to another place");
     }
     if rustix::fs::access(nearest, Access::WRITE_OK | Access::EXEC_OK).is_err() {
         return Check::new(
             name,
             Verdict::Failed,
-            format!(
-                "{}: {} cannot be written",
-                path.display(),
-                nearest.display()
-            ),
+            format!("{}: {} cannot be written", path.display(), nearest.display()),
         )
         .fix("give this user the directory, or set PYRO_HOME to another place");
     }
-    let state = if nearest == path {
-        ""
-    } else {
-        " (will be made)"
-    };
+    let state = if nearest == path { "" } else { " (will be made)" };
     Check::ok(name, format!("{}{state}", path.display()))
 }
 
@@ -211,12 +180,8 @@ fn run_directory_length(run: &Path) -> Check {
     const LONGEST: usize = 107 - "/0123456789ab/control.sock".len();
     let length = OsStr::as_bytes(run.as_os_str()).len();
     if length > LONGEST {
-        return Check::new(
-            NAME,
-            Verdict::Failed,
-            format!("{} has {length} bytes, {LONGEST} at most", run.display()),
-        )
-        .fix("set PYRO_HOME to a shorter path");
+        return Check::new(NAME, Verdict::Failed, format!("{} has {length} bytes, {LONGEST} at most", run.display()))
+            .fix("set PYRO_HOME to a shorter path");
     }
     Check::ok(NAME, format!("{length} bytes of {LONGEST}"))
 }
@@ -231,12 +196,10 @@ fn memory() -> Check {
         .map(|kib| kib.saturating_mul(1024));
     match available {
         None => Check::new(NAME, Verdict::Warning, "the free memory is not known"),
-        Some(bytes) if bytes < WANTED_FREE_MEMORY_BYTES => Check::new(
-            NAME,
-            Verdict::Warning,
-            format!("{} free; a microVM has 1 GiB by default", gib(bytes)),
-        )
-        .fix("ask for smaller microVMs (`--mem-mib 512`)"),
+        Some(bytes) if bytes < WANTED_FREE_MEMORY_BYTES => {
+            Check::new(NAME, Verdict::Warning, format!("{} free; a microVM has 1 GiB by default", gib(bytes)))
+                .fix("ask for smaller microVMs (`--mem-mib 512`)")
+        }
         Some(bytes) => Check::ok(NAME, format!("{} free", gib(bytes))),
     }
 }
@@ -269,15 +232,9 @@ mod tests {
 
     #[test]
     fn a_run_directory_too_long_for_a_socket_is_found() {
-        assert_eq!(
-            run_directory_length(Path::new("/run/user/0/pyro")).verdict,
-            Verdict::Ok
-        );
+        assert_eq!(run_directory_length(Path::new("/run/user/0/pyro")).verdict, Verdict::Ok);
         let long = format!("/{}", "x".repeat(100));
-        assert_eq!(
-            run_directory_length(Path::new(&long)).verdict,
-            Verdict::Failed
-        );
+        assert_eq!(run_directory_length(Path::new(&long)).verdict, Verdict::Failed);
     }
 
     #[test]
@@ -285,15 +242,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let report = examine(&Paths::below(home.path()), EngineChoice::Auto);
         for check in &report.checks {
-            assert!(
-                check.verdict != Verdict::Failed || check.fix.is_some(),
-                "{check:?}"
-            );
+            assert!(check.verdict != Verdict::Failed || check.fix.is_some(), "{check:?}");
         }
-        let failed = report
-            .checks
-            .iter()
-            .any(|check| check.verdict == Verdict::Failed);
+        let failed = report.checks.iter().any(|check| check.verdict == Verdict::Failed);
         assert_eq!(report.ok, !failed);
     }
 }

@@ -39,17 +39,8 @@ pub struct Fact {
 
 impl Failure {
     pub fn new(code: &str, message: impl Into<String>) -> Failure {
-        let fact = Fact {
-            code: code.to_owned(),
-            message: message.into(),
-            hint: None,
-            retryable: false,
-            output: None,
-        };
-        Failure {
-            facts: vec![fact],
-            exit_code: EXIT_FAILURE,
-        }
+        let fact = Fact { code: code.to_owned(), message: message.into(), hint: None, retryable: false, output: None };
+        Failure { facts: vec![fact], exit_code: EXIT_FAILURE }
     }
 
     pub fn with_hint(mut self, hint: impl Into<String>) -> Failure {
@@ -65,10 +56,7 @@ impl Failure {
     }
 
     fn one(fact: Fact) -> Failure {
-        Failure {
-            facts: vec![fact],
-            exit_code: EXIT_FAILURE,
-        }
+        Failure { facts: vec![fact], exit_code: EXIT_FAILURE }
     }
 }
 
@@ -111,12 +99,12 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         match error {
             OpenError::Engine(error) => error.into(),
-            OpenError::Profile(error) => Failure {
-                facts: error.diagnostics.into_iter().map(fact_of).collect(),
-                exit_code: EXIT_FAILURE,
-            },
-            OpenError::Directories(error) => Failure::new("io", error.to_string())
-                .with_hint("set PYRO_HOME to a directory that pyro may use"),
+            OpenError::Profile(error) => {
+                Failure { facts: error.diagnostics.into_iter().map(fact_of).collect(), exit_code: EXIT_FAILURE }
+            }
+            OpenError::Directories(error) => {
+                Failure::new("io", error.to_string()).with_hint("set PYRO_HOME to a directory that pyro may use")
+            }
         }
     }
 }

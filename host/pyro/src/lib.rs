@@ -28,7 +28,7 @@ mod open;
 
 pub use open::{BUILTINS, OpenError, Pyro, PyroConfig};
 pub use pyro_components::{
-    Annotations, CallInput, CallObserver, CallOptions, CliForm, Content, ContentBody, Diagnostic,
-    LoadError, NoObserver, OutputStream, ResolvedProfile, ToolDef, ToolError, ToolOutcome, Toolbox,
+    Annotations, CallInput, CallObserver, CallOptions, CliForm, Content, ContentBody, Diagnostic, LoadError,
+    NoObserver, OutputStream, ResolvedProfile, ToolDef, ToolError, ToolOutcome, Toolbox,
 };
 pub use pyro_engine::{EngineChoice, EngineError, ErrorCode, Paths};

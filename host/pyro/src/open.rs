@@ -9,10 +9,8 @@ use pyro_engine::{AgentSource, Engine, EngineChoice, EngineError, EngineOptions,
 use crate::artifacts;
 
 /// What is embedded in this build.
-pub const BUILTINS: Builtins = Builtins {
-    components: artifacts::BUILTIN_COMPONENTS,
-    profiles: artifacts::BUILTIN_PROFILES,
-};
+pub const BUILTINS: Builtins =
+    Builtins { components: artifacts::BUILTIN_COMPONENTS, profiles: artifacts::BUILTIN_PROFILES };
 
 /// How to open pyro. The default is right for the `pyro` program.
 #[derive(Debug, Clone, Default)]
@@ -65,11 +63,7 @@ impl Pyro {
         if let Some(engine) = config.engine {
             options.engine = engine;
         }
-        Ok(Pyro {
-            paths,
-            options,
-            engine_choice: config.engine,
-        })
+        Ok(Pyro { paths, options, engine_choice: config.engine })
     }
 
     /// Returns the directories.

@@ -50,11 +50,7 @@ struct Status {
 
 impl Printer {
     pub fn new(verbosity: Verbosity) -> Printer {
-        Printer {
-            verbosity,
-            terminal: io::stderr().is_terminal(),
-            status: Mutex::default(),
-        }
+        Printer { verbosity, terminal: io::stderr().is_terminal(), status: Mutex::default() }
     }
 
     pub fn is_verbose(&self) -> bool {
@@ -158,10 +154,8 @@ impl Printer {
         let elapsed = now.duration_since(started).as_secs_f64();
         if self.terminal {
             if since.is_none_or(|since| since >= REDRAW) || (changed && self.is_verbose()) {
-                let text: String = format!("{percent}{message} ({elapsed:.1} s)")
-                    .chars()
-                    .take(STATUS_COLUMNS)
-                    .collect();
+                let text: String =
+                    format!("{percent}{message} ({elapsed:.1} s)").chars().take(STATUS_COLUMNS).collect();
                 let _ = write!(io::stderr().lock(), "\r\x1b[2K{text}");
                 status.visible = true;
                 status.drawn = Some(now);
@@ -193,11 +187,7 @@ impl Printer {
     pub fn tick(&self) {
         let (message, done, total) = {
             let status = self.status();
-            (
-                status.last_message.clone(),
-                status.last_done,
-                status.last_total,
-            )
+            (status.last_message.clone(), status.last_done, status.last_total)
         };
         if !message.is_empty() {
             self.progress(&message, done, total);
@@ -242,9 +232,6 @@ fn give_up_on_output(error: &io::Error) -> ! {
     if error.kind() == io::ErrorKind::BrokenPipe {
         std::process::exit(i32::from(EXIT_BROKEN_PIPE));
     }
-    let _ = writeln!(
-        io::stderr().lock(),
-        "error: cannot write to standard output: {error}"
-    );
+    let _ = writeln!(io::stderr().lock(), "error: cannot write to standard output: {error}");
     std::process::exit(i32::from(crate::failure::EXIT_FAILURE));
 }

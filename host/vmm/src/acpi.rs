@@ -7,14 +7,12 @@
 //! which saves the kernel from waiting for them.
 
 use acpi_tables::aml::{
-    Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
-    ResourceTemplate, Scope,
+    Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -77,10 +75,7 @@ pub fn build(vcpu_count: u8, windows: &[VirtioWindow]) -> AcpiTables {
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
     let xsdt = place(to_bytes(&xsdt));
-    AcpiTables {
-        rsdp: to_bytes(&Rsdp::new(OEM_ID, xsdt)),
-        tables,
-    }
+    AcpiTables { rsdp: to_bytes(&Rsdp::new(OEM_ID, xsdt)), tables }
 }
 
 /// Writes the tables to guest memory.
@@ -102,15 +97,7 @@ fn to_bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn build_fadt(dsdt: u64) -> Vec<u8> {
-    let port = |port: u16| {
-        GAS::new(
-            AddressSpace::SystemIo,
-            8,
-            0,
-            AccessSize::ByteAccess,
-            u64::from(port),
-        )
-    };
+    let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -147,12 +134,7 @@ fn build_dsdt(windows: &[VirtioWindow]) -> Vec<u8> {
     // S5 needs a sleep type for each of two registers; the second is not used here.
     Name::new(
         "_S5_".into(),
-        &Package::new(vec![
-            &layout::SLEEP_TYPE_OFF,
-            &layout::SLEEP_TYPE_OFF,
-            &aml::ZERO,
-            &aml::ZERO,
-        ]),
+        &Package::new(vec![&layout::SLEEP_TYPE_OFF, &layout::SLEEP_TYPE_OFF, &aml::ZERO, &aml::ZERO]),
     )
     .to_aml_bytes(&mut scope);
     // Revision 2: integers have 64 bits.
@@ -216,10 +198,7 @@ fn serial_device(sink: &mut Vec<u8>) {
 /// The VM generation id (Microsoft's "Virtual Machine Generation ID") and the event device that
 /// tells the guest when it changed.
 fn generation_id_devices(sink: &mut Vec<u8>) {
-    let (low, high) = (
-        layout::VM_GENERATION_ID as u32,
-        (layout::VM_GENERATION_ID >> 32) as u32,
-    );
+    let (low, high) = (layout::VM_GENERATION_ID as u32, (layout::VM_GENERATION_ID >> 32) as u32);
     Device::new(
         "VGEN".into(),
         vec![
@@ -235,10 +214,7 @@ fn generation_id_devices(sink: &mut Vec<u8>) {
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &aml::ZERO),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&interrupt(layout::EVENT_GSI)]),
-            ),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt(layout::EVENT_GSI)])),
             &Method::new(
                 "_EVT".into(),
                 1,
@@ -278,10 +254,7 @@ mod tests {
         assert_eq!(sum(&built.rsdp), 0);
         for (address, bytes) in &built.tables {
             assert_eq!(sum(bytes), 0, "checksum of the table at {address:#x}");
-            assert_eq!(
-                u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize,
-                bytes.len()
-            );
+            assert_eq!(u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize, bytes.len());
         }
         let ram = crate::memory::allocate(1 << 20).unwrap();
         write(&ram, &built).unwrap();
@@ -293,31 +266,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let aml = directory.path().join("dsdt.aml");
         std::fs::write(&aml, &build(4, &windows(3)).tables[0].1).unwrap();
-        let run = |args: &[&str]| {
-            Command::new("iasl")
-                .args(args)
-                .current_dir(directory.path())
-                .output()
-        };
+        let run = |args: &[&str]| Command::new("iasl").args(args).current_dir(directory.path()).output();
         let Ok(disassembled) = run(&["-d", "dsdt.aml"]) else {
             // The CI image has acpica-tools; elsewhere the checksum test above still runs.
             return;
         };
         assert!(disassembled.status.success(), "{disassembled:?}");
         let source = std::fs::read_to_string(directory.path().join("dsdt.dsl")).unwrap();
-        for expected in [
-            "LNRO0005",
-            "PNP0501",
-            "ACPI0013",
-            "VM_Gen_Counter",
-            "Notify (\\_SB.VGEN, 0x80)",
-            "_S5",
-        ] {
+        for expected in ["LNRO0005", "PNP0501", "ACPI0013", "VM_Gen_Counter", "Notify (\\_SB.VGEN, 0x80)", "_S5"] {
             assert!(source.contains(expected), "no {expected} in:\n{source}");
         }
         let compiled = run(&["-p", "again", "dsdt.dsl"]).unwrap();
-        let text = String::from_utf8_lossy(&compiled.stdout).into_owned()
-            + &String::from_utf8_lossy(&compiled.stderr);
+        let text = String::from_utf8_lossy(&compiled.stdout).into_owned() + &String::from_utf8_lossy(&compiled.stderr);
         assert!(text.contains(" 0 Errors"), "{text}");
         assert!(text.contains(" 0 Warnings"), "{text}");
     }

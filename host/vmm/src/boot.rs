@@ -8,9 +8,7 @@ use std::fs::File;
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::loader::elf::start_info::{
-    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
-};
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::kernel::{EntryKind, LoadedKernel};
@@ -64,11 +62,7 @@ pub fn load_initramfs(
     let start = top.saturating_sub(size.next_multiple_of(PAGE_SIZE)) & !(PAGE_SIZE - 1);
     if start < kernel.end.next_multiple_of(PAGE_SIZE) {
         let mem_mib = low_end >> 20;
-        return Err(BootError::NoRoom {
-            initramfs: size,
-            kernel_end: kernel.end,
-            mem_mib,
-        });
+        return Err(BootError::NoRoom { initramfs: size, kernel_end: kernel.end, mem_mib });
     }
     memory::load_file(ram, start, file, 0, size, share)?;
     Ok(LoadedInitramfs { start, size })
@@ -94,11 +88,7 @@ pub fn write_boot_data(
     }
 }
 
-fn write_start_info(
-    ram: &GuestRam,
-    initramfs: Option<LoadedInitramfs>,
-    mem_size: u64,
-) -> Result<(), BootError> {
+fn write_start_info(ram: &GuestRam, initramfs: Option<LoadedInitramfs>, mem_size: u64) -> Result<(), BootError> {
     let map = layout::memory_map(mem_size);
     let info = hvm_start_info {
         magic: 0x336e_c578,
@@ -113,11 +103,7 @@ fn write_start_info(
     };
     ram.write_obj(info, GuestAddress(layout::START_INFO))?;
     if let Some(initramfs) = initramfs {
-        let module = hvm_modlist_entry {
-            paddr: initramfs.start,
-            size: initramfs.size,
-            ..Default::default()
-        };
+        let module = hvm_modlist_entry { paddr: initramfs.start, size: initramfs.size, ..Default::default() };
         ram.write_obj(module, GuestAddress(layout::MODULE_LIST))?;
     }
     for (index, entry) in map.iter().enumerate() {
@@ -157,17 +143,9 @@ fn write_zero_page(
         params.hdr.ramdisk_size = initramfs.size as u32;
     }
     params.acpi_rsdp_addr = layout::RSDP;
-    for (slot, entry) in params
-        .e820_table
-        .iter_mut()
-        .zip(layout::memory_map(mem_size))
-    {
+    for (slot, entry) in params.e820_table.iter_mut().zip(layout::memory_map(mem_size)) {
         let kind = if entry.usable { 1 } else { 2 };
-        *slot = boot_e820_entry {
-            addr: entry.start,
-            size: entry.size,
-            r#type: kind,
-        };
+        *slot = boot_e820_entry { addr: entry.start, size: entry.size, r#type: kind };
         params.e820_entries += 1;
     }
     ram.write_obj(params, GuestAddress(layout::ZERO_PAGE))?;
@@ -182,31 +160,18 @@ fn write_zero_page(
 fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
-    let (pml4, pdpt, pd) = (
-        layout::PAGE_TABLES,
-        layout::PAGE_TABLES + PAGE_SIZE,
-        layout::PAGE_TABLES + 2 * PAGE_SIZE,
-    );
+    let (pml4, pdpt, pd) = (layout::PAGE_TABLES, layout::PAGE_TABLES + PAGE_SIZE, layout::PAGE_TABLES + 2 * PAGE_SIZE);
     ram.write_obj(pdpt | PRESENT_WRITABLE, GuestAddress(pml4))?;
     ram.write_obj(pd | PRESENT_WRITABLE, GuestAddress(pdpt))?;
     for index in 0..512u64 {
-        ram.write_obj(
-            (index << 21) | PRESENT_WRITABLE | LARGE,
-            GuestAddress(pd + index * 8),
-        )?;
+        ram.write_obj((index << 21) | PRESENT_WRITABLE | LARGE, GuestAddress(pd + index * 8))?;
     }
     Ok(())
 }
 
 /// Null, null, 64-bit code (selector 0x10), data (0x18), TSS (0x20): what the 64-bit protocol
 /// asks for.
-const GDT: [u64; 5] = [
-    0,
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x0000_8b00_0000_0067,
-];
+const GDT: [u64; 5] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -218,22 +183,12 @@ const EFER_LMA: u64 = 1 << 10;
 /// Returns the general registers of the first vCPU.
 pub fn entry_regs(kernel: &LoadedKernel) -> kvm_regs {
     // Bit 1 of RFLAGS is always set.
-    let regs = kvm_regs {
-        rip: kernel.entry,
-        rflags: 2,
-        ..Default::default()
-    };
+    let regs = kvm_regs { rip: kernel.entry, rflags: 2, ..Default::default() };
     match kernel.kind {
-        EntryKind::Pvh => kvm_regs {
-            rbx: layout::START_INFO,
-            ..regs
-        },
-        EntryKind::Linux64 => kvm_regs {
-            rsi: layout::ZERO_PAGE,
-            rsp: layout::BOOT_STACK,
-            rbp: layout::BOOT_STACK,
-            ..regs
-        },
+        EntryKind::Pvh => kvm_regs { rbx: layout::START_INFO, ..regs },
+        EntryKind::Linux64 => {
+            kvm_regs { rsi: layout::ZERO_PAGE, rsp: layout::BOOT_STACK, rbp: layout::BOOT_STACK, ..regs }
+        }
     }
 }
 
@@ -241,44 +196,15 @@ pub fn entry_regs(kernel: &LoadedKernel) -> kvm_regs {
 pub fn entry_sregs(kernel: &LoadedKernel, sregs: &mut kvm_sregs) {
     let long = kernel.kind == EntryKind::Linux64;
     // Flat, present, ring 0; accessed and readable (code) or writable (data).
-    let flat = kvm_segment {
-        limit: 0xffff_ffff,
-        present: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let code = kvm_segment {
-        selector: 0x10,
-        type_: 0xb,
-        db: u8::from(!long),
-        l: u8::from(long),
-        ..flat
-    };
-    let data = kvm_segment {
-        selector: 0x18,
-        type_: 0x3,
-        db: 1,
-        ..flat
-    };
+    let flat = kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..Default::default() };
+    let code = kvm_segment { selector: 0x10, type_: 0xb, db: u8::from(!long), l: u8::from(long), ..flat };
+    let data = kvm_segment { selector: 0x18, type_: 0x3, db: 1, ..flat };
     sregs.cs = code;
-    for segment in [
-        &mut sregs.ds,
-        &mut sregs.es,
-        &mut sregs.fs,
-        &mut sregs.gs,
-        &mut sregs.ss,
-    ] {
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *segment = data;
     }
     // A busy TSS: entering with an invalid TR fails on Intel.
-    sregs.tr = kvm_segment {
-        selector: 0x20,
-        type_: 0xb,
-        limit: 0x67,
-        present: 1,
-        ..Default::default()
-    };
+    sregs.tr = kvm_segment { selector: 0x20, type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
     sregs.cr0 = CR0_PE | CR0_ET;
     sregs.cr4 = 0;
     if long {
@@ -297,12 +223,7 @@ mod tests {
     use super::*;
 
     fn kernel(kind: EntryKind) -> LoadedKernel {
-        LoadedKernel {
-            entry: 0x100_0910,
-            kind,
-            end: 0x200_0000,
-            setup_header: None,
-        }
+        LoadedKernel { entry: 0x100_0910, kind, end: 0x200_0000, setup_header: None }
     }
 
     #[test]
@@ -321,10 +242,7 @@ mod tests {
     fn both_protocols_name_the_same_memory_and_command_line() {
         let size = 5u64 << 30;
         let ram = memory::allocate(size).unwrap();
-        let initramfs = Some(LoadedInitramfs {
-            start: 0x300_0000,
-            size: 77,
-        });
+        let initramfs = Some(LoadedInitramfs { start: 0x300_0000, size: 77 });
         write_boot_data(&ram, &kernel(EntryKind::Pvh), "quiet", initramfs, size).unwrap();
         let info: hvm_start_info = ram.read_obj(GuestAddress(layout::START_INFO)).unwrap();
         assert_eq!((info.memmap_entries, info.nr_modules), (4, 1));
@@ -332,8 +250,7 @@ mod tests {
         let params: boot_params = ram.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
         assert_eq!(params.e820_entries, 4);
         let mut cmdline = [0xff; 6];
-        ram.read_slice(&mut cmdline, GuestAddress(layout::CMDLINE))
-            .unwrap();
+        ram.read_slice(&mut cmdline, GuestAddress(layout::CMDLINE)).unwrap();
         assert_eq!(&cmdline, b"quiet\0");
     }
 }

@@ -67,9 +67,7 @@ impl Bus {
             }
             layout::RESET_PORT if data == [layout::RESET_VALUE] => self.reset(),
             // Bit 2 starts the reset.
-            layout::PCI_RESET_PORT if data.first().is_some_and(|byte| byte & 4 != 0) => {
-                self.reset()
-            }
+            layout::PCI_RESET_PORT if data.first().is_some_and(|byte| byte & 4 != 0) => self.reset(),
             layout::SLEEP_CONTROL_PORT => {
                 if data == [SLEEP_ENABLE | (layout::SLEEP_TYPE_OFF << 2)] {
                     self.exit.set(ExitReason::PowerOff);
@@ -107,9 +105,7 @@ impl Bus {
             if ioapic.write(offset, data)
                 && let Err(error) = self.vm.set_routes(&ioapic.routes())
             {
-                self.exit.set(ExitReason::Failed {
-                    message: error.to_string(),
-                });
+                self.exit.set(ExitReason::Failed { message: error.to_string() });
             }
         } else {
             self.counters.unclaimed.add(1);
@@ -144,9 +140,7 @@ impl Bus {
 }
 
 fn ioapic_offset(address: u64) -> Option<u64> {
-    address
-        .checked_sub(layout::IOAPIC)
-        .filter(|offset| *offset < layout::IOAPIC_SIZE)
+    address.checked_sub(layout::IOAPIC).filter(|offset| *offset < layout::IOAPIC_SIZE)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -121,10 +121,7 @@ pub struct ConsoleConfig {
 
 impl Default for ConsoleConfig {
     fn default() -> ConsoleConfig {
-        ConsoleConfig {
-            path: None,
-            limit: default_console_limit(),
-        }
+        ConsoleConfig { path: None, limit: default_console_limit() }
     }
 }
 
@@ -176,10 +173,7 @@ pub struct JailConfig {
 
 impl Default for JailConfig {
     fn default() -> JailConfig {
-        JailConfig {
-            seccomp: true,
-            landlock: true,
-        }
+        JailConfig { seccomp: true, landlock: true }
     }
 }
 
@@ -262,28 +256,13 @@ mod tests {
     #[test]
     fn bounds_are_named_with_their_value() {
         assert_eq!(config().validate(), Ok(()));
-        let bad = VmmConfig {
-            vcpu_count: 33,
-            ..config()
-        };
-        assert_eq!(
-            bad.validate().unwrap_err().to_string(),
-            "vcpu_count is 33, not 1 to 32"
-        );
-        let bad = VmmConfig {
-            mem_mib: 0,
-            ..config()
-        };
+        let bad = VmmConfig { vcpu_count: 33, ..config() };
+        assert_eq!(bad.validate().unwrap_err().to_string(), "vcpu_count is 33, not 1 to 32");
+        let bad = VmmConfig { mem_mib: 0, ..config() };
         assert_eq!(bad.validate(), Err(ConfigError::MemSize(0)));
-        let bad = VmmConfig {
-            cmdline: "a\0b".into(),
-            ..config()
-        };
+        let bad = VmmConfig { cmdline: "a\0b".into(), ..config() };
         assert_eq!(bad.validate(), Err(ConfigError::CmdlineNul));
-        let bad = VmmConfig {
-            vsock: Some(VsockConfig { guest_cid: 2 }),
-            ..config()
-        };
+        let bad = VmmConfig { vsock: Some(VsockConfig { guest_cid: 2 }), ..config() };
         assert_eq!(bad.validate(), Err(ConfigError::GuestCid(2)));
     }
 

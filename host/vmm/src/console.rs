@@ -60,11 +60,7 @@ impl ConsoleTail {
             }
             tail.bytes.push_back(*byte);
             if *byte == b'\n' {
-                if let Some(at) = tail
-                    .line
-                    .windows(PANIC.len())
-                    .position(|window| window == PANIC)
-                {
+                if let Some(at) = tail.line.windows(PANIC.len()).position(|window| window == PANIC) {
                     let words = tail.line.get(at + PANIC.len()..).unwrap_or_default();
                     let words = String::from_utf8_lossy(words);
                     let message = words.trim_start_matches(':').trim().to_owned();
@@ -90,12 +86,7 @@ impl Console {
     /// Makes a console that writes at most `limit` bytes to `file`, and everything that it takes
     /// at once to `copy`.
     pub fn new(file: Option<File>, limit: u64, copy: Option<File>) -> Console {
-        Console {
-            tail: ConsoleTail::default(),
-            file,
-            room: limit,
-            copy,
-        }
+        Console { tail: ConsoleTail::default(), file, room: limit, copy }
     }
 
     /// Returns the shared view of the last output.
@@ -112,16 +103,10 @@ impl Write for Console {
             let _ = copy.write(bytes);
         }
         if let Some(file) = &mut self.file {
-            let count = bytes
-                .len()
-                .min(usize::try_from(self.room).unwrap_or(usize::MAX));
+            let count = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
             self.room -= count as u64;
             // A full disk must not stop the guest: the tail in memory goes on.
-            if count > 0
-                && file
-                    .write_all(bytes.get(..count).unwrap_or_default())
-                    .is_err()
-            {
+            if count > 0 && file.write_all(bytes.get(..count).unwrap_or_default()).is_err() {
                 self.file = None;
             }
         }
@@ -157,9 +142,7 @@ mod tests {
     #[test]
     fn a_panic_is_noticed() {
         let mut console = Console::new(None, 0, None);
-        console
-            .write_all(b"ok\n[    1.0] Kernel panic - not syncing: VFS: no root\r\n")
-            .unwrap();
+        console.write_all(b"ok\n[    1.0] Kernel panic - not syncing: VFS: no root\r\n").unwrap();
         assert_eq!(console.tail().panic().as_deref(), Some("VFS: no root"));
     }
 }

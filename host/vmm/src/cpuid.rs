@@ -29,10 +29,7 @@ pub fn for_vcpu(supported: &CpuId, topology: &Topology<'_>, id: u8) -> CpuId {
     let mut cpuid = supported.clone();
     // Extended topology leaves are written whole: KVM reports the host's.
     cpuid.retain(|entry| !matches!(entry.function, 0xb | 0x1f));
-    let extended = supported
-        .as_slice()
-        .iter()
-        .any(|entry| entry.function == 0xb);
+    let extended = supported.as_slice().iter().any(|entry| entry.function == 0xb);
     if extended {
         for index in 0..2 {
             // A full table (more than 80 entries) has been seen nowhere.
@@ -44,8 +41,7 @@ pub fn for_vcpu(supported: &CpuId, topology: &Topology<'_>, id: u8) -> CpuId {
     for entry in cpuid.as_mut_slice() {
         adjust(entry, topology, id);
         for mask in topology.masks {
-            if mask.leaf == entry.function && mask.subleaf.is_none_or(|index| index == entry.index)
-            {
+            if mask.leaf == entry.function && mask.subleaf.is_none_or(|index| index == entry.index) {
                 entry.eax &= !mask.eax;
                 entry.ebx &= !mask.ebx;
                 entry.ecx &= !mask.ecx;
@@ -64,21 +60,13 @@ fn adjust(entry: &mut kvm_cpuid_entry2, topology: &Topology<'_>, id: u8) {
             // APIC id, addressable ids, and the CLFLUSH line size that is there.
             entry.ebx = (entry.ebx & 0xffff) | (count.next_power_of_two() << 16) | (id << 24);
             entry.ecx |= LEAF1_ECX_HYPERVISOR;
-            set(
-                &mut entry.ecx,
-                LEAF1_ECX_TSC_DEADLINE,
-                topology.tsc_deadline,
-            );
+            set(&mut entry.ecx, LEAF1_ECX_TSC_DEADLINE, topology.tsc_deadline);
             set(&mut entry.edx, LEAF1_EDX_HTT, count > 1);
         }
         // Intel caches: who shares, and how many cores the package has.
         0x4 if entry.eax & 0x1f != 0 => {
             let level = (entry.eax >> 5) & 0b111;
-            let sharing = if level >= 3 {
-                count.next_power_of_two() - 1
-            } else {
-                0
-            };
+            let sharing = if level >= 3 { count.next_power_of_two() - 1 } else { 0 };
             let cores = count.next_power_of_two() - 1;
             entry.eax = (entry.eax & 0x3fff) | (sharing << 14) | (cores << 26);
         }
@@ -112,11 +100,7 @@ fn extended_topology(topology: &Topology<'_>, id: u8, index: u32) -> kvm_cpuid_e
     const LEVEL_CORES: u32 = 2 << 8;
     let (shift, number, level) = match index {
         0 => (0, 1, LEVEL_THREADS),
-        _ => (
-            id_bits(topology.vcpu_count),
-            u32::from(topology.vcpu_count),
-            LEVEL_CORES,
-        ),
+        _ => (id_bits(topology.vcpu_count), u32::from(topology.vcpu_count), LEVEL_CORES),
     };
     kvm_cpuid_entry2 {
         function: 0xb,
@@ -148,22 +132,11 @@ mod tests {
     use super::*;
 
     fn entry(function: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 {
-            function,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..Default::default()
-        }
+        kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
     }
 
     fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *cpuid
-            .as_slice()
-            .iter()
-            .find(|e| e.function == function && e.index == index)
-            .unwrap()
+        *cpuid.as_slice().iter().find(|e| e.function == function && e.index == index).unwrap()
     }
 
     #[test]
@@ -175,11 +148,7 @@ mod tests {
             entry(0x8000_0008, 0x3030, 0, 0x7007, 0),
         ])
         .unwrap();
-        let topology = Topology {
-            vcpu_count: 3,
-            tsc_deadline: true,
-            masks: &[],
-        };
+        let topology = Topology { vcpu_count: 3, tsc_deadline: true, masks: &[] };
         let cpuid = for_vcpu(&supported, &topology, 2);
         let first = find(&cpuid, 1, 0);
         assert_eq!(first.ebx, 0x0204_0800);
@@ -187,27 +156,15 @@ mod tests {
         assert_ne!(first.edx & LEAF1_EDX_HTT, 0);
         assert_eq!(find(&cpuid, 0xa, 0).eax, 0);
         let cores = find(&cpuid, 0xb, 1);
-        assert_eq!(
-            (cores.eax, cores.ebx, cores.ecx, cores.edx),
-            (2, 3, 0x201, 2)
-        );
+        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, 2));
         assert_eq!(find(&cpuid, 0x8000_0008, 0).ecx, 0x2002);
     }
 
     #[test]
     fn masks_clear_bits_and_never_set_them() {
         let supported = CpuId::from_entries(&[entry(7, 0, 0xffff, 0, 0)]).unwrap();
-        let mask = CpuidMask {
-            leaf: 7,
-            subleaf: Some(0),
-            ebx: 0xff,
-            ..Default::default()
-        };
-        let topology = Topology {
-            vcpu_count: 1,
-            tsc_deadline: false,
-            masks: &[mask],
-        };
+        let mask = CpuidMask { leaf: 7, subleaf: Some(0), ebx: 0xff, ..Default::default() };
+        let topology = Topology { vcpu_count: 1, tsc_deadline: false, masks: &[mask] };
         assert_eq!(find(&for_vcpu(&supported, &topology, 0), 7, 0).ebx, 0xff00);
     }
 }

@@ -41,10 +41,7 @@ impl ExitReason {
     pub fn blames_host(&self) -> bool {
         match self {
             ExitReason::Crash { report } => {
-                matches!(
-                    report.cause,
-                    CrashCause::InternalError { .. } | CrashCause::FailEntry { .. }
-                )
+                matches!(report.cause, CrashCause::InternalError { .. } | CrashCause::FailEntry { .. })
             }
             _ => false,
         }
@@ -110,13 +107,7 @@ pub struct CrashReport {
 
 impl CrashReport {
     /// Makes a report from what the vCPU could still tell.
-    pub fn new(
-        cause: CrashCause,
-        vcpu: u8,
-        regs: &kvm_regs,
-        sregs: &kvm_sregs,
-        bytes: &[u8],
-    ) -> CrashReport {
+    pub fn new(cause: CrashCause, vcpu: u8, regs: &kvm_regs, sregs: &kvm_sregs, bytes: &[u8]) -> CrashReport {
         let values = [
             ("rip", regs.rip),
             ("rflags", regs.rflags),
@@ -143,33 +134,18 @@ impl CrashReport {
             ("efer", sregs.efer),
             ("cs", u64::from(sregs.cs.selector)),
         ];
-        let registers: Vec<String> = values
-            .iter()
-            .map(|(name, value)| format!("{name}={value:#x}"))
-            .collect();
+        let registers: Vec<String> = values.iter().map(|(name, value)| format!("{name}={value:#x}")).collect();
         let instruction: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        CrashReport {
-            cause,
-            vcpu,
-            rip: regs.rip,
-            instruction: instruction.join(" "),
-            registers: registers.join(" "),
-        }
+        CrashReport { cause, vcpu, rip: regs.rip, instruction: instruction.join(" "), registers: registers.join(" ") }
     }
 }
 
 impl fmt::Display for CrashReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            CrashCause::InternalError { suberror: 1 } => {
-                f.write_str("KVM could not emulate an instruction")?
-            }
-            CrashCause::InternalError { suberror } => {
-                write!(f, "KVM internal error, suberror {suberror}")?
-            }
-            CrashCause::FailEntry { reason } => {
-                write!(f, "guest entry failed with reason {reason:#x}")?
-            }
+            CrashCause::InternalError { suberror: 1 } => f.write_str("KVM could not emulate an instruction")?,
+            CrashCause::InternalError { suberror } => write!(f, "KVM internal error, suberror {suberror}")?,
+            CrashCause::FailEntry { reason } => write!(f, "guest entry failed with reason {reason:#x}")?,
             CrashCause::TripleFault => f.write_str("triple fault")?,
             CrashCause::Unexpected { exit } => write!(f, "unexpected exit {exit}")?,
             CrashCause::RunError { errno } => write!(f, "KVM_RUN failed with error {errno}")?,
@@ -192,28 +168,19 @@ pub struct ExitSignal {
 impl ExitSignal {
     /// Makes a signal that nobody has set.
     pub fn new() -> std::io::Result<ExitSignal> {
-        Ok(ExitSignal {
-            reason: Mutex::new(None),
-            event: EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?,
-        })
+        Ok(ExitSignal { reason: Mutex::new(None), event: EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)? })
     }
 
     /// Ends the VM for `reason`, unless it has ended before.
     pub fn set(&self, reason: ExitReason) {
-        self.reason
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(reason);
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         // The counter cannot overflow: it is written once per thread.
         let _ = self.event.write(1);
     }
 
     /// Returns the reason once there is one.
     pub fn reason(&self) -> Option<ExitReason> {
-        self.reason
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the descriptor of [`ExitSignal::event`].
@@ -242,10 +209,7 @@ mod tests {
 
     #[test]
     fn a_report_names_the_instruction_and_blames_the_host() {
-        let regs = kvm_regs {
-            rip: 0x1234,
-            ..Default::default()
-        };
+        let regs = kvm_regs { rip: 0x1234, ..Default::default() };
         let report = CrashReport::new(
             CrashCause::InternalError { suberror: 1 },
             0,
@@ -257,12 +221,7 @@ mod tests {
             report.to_string(),
             "KVM could not emulate an instruction on vCPU 0 at 0x1234 (bytes f0 48 0f c7 0e)"
         );
-        assert!(
-            ExitReason::Crash {
-                report: Box::new(report)
-            }
-            .blames_host()
-        );
+        assert!(ExitReason::Crash { report: Box::new(report) }.blames_host());
         assert!(!ExitReason::PowerOff.blames_host());
     }
 }

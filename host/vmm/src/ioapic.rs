@@ -51,11 +51,7 @@ pub struct Ioapic {
 
 impl Default for Ioapic {
     fn default() -> Ioapic {
-        Ioapic {
-            id: 0,
-            select: 0,
-            entries: [MASKED; PINS],
-        }
+        Ioapic { id: 0, select: 0, entries: [MASKED; PINS] }
     }
 }
 
@@ -91,10 +87,7 @@ impl Ioapic {
 
     /// Returns the routes of all lines that may interrupt.
     pub fn routes(&self) -> Vec<MsiRoute> {
-        (0u32..)
-            .zip(self.entries)
-            .filter_map(|(gsi, entry)| route(gsi, entry))
-            .collect()
+        (0u32..).zip(self.entries).filter_map(|(gsi, entry)| route(gsi, entry)).collect()
     }
 
     fn read_index(&self) -> u32 {
@@ -180,11 +173,7 @@ mod tests {
         // The destination of a masked line changes nothing yet.
         assert!(!set(&mut ioapic, 0x10 + 5 * 2 + 1, 0x0300_0000));
         assert!(set(&mut ioapic, 0x10 + 5 * 2, 0x0000_0831));
-        let expected = MsiRoute {
-            gsi: 5,
-            address: 0xfee0_3004,
-            data: 0x31,
-        };
+        let expected = MsiRoute { gsi: 5, address: 0xfee0_3004, data: 0x31 };
         assert_eq!(ioapic.routes(), [expected]);
         // Writing the same again is free.
         assert!(!set(&mut ioapic, 0x10 + 5 * 2, 0x0000_0831));

@@ -75,8 +75,7 @@ const MAX_SEGMENTS: usize = 64;
 /// `share` is [`crate::config::KernelConfig::immutable`].
 pub fn load(ram: &GuestRam, file: &mut File, share: bool) -> Result<LoadedKernel, KernelError> {
     let mut magic = [0; 4];
-    file.read_exact_at(&mut magic, 0)
-        .map_err(KernelError::Read)?;
+    file.read_exact_at(&mut magic, 0).map_err(KernelError::Read)?;
     if &magic == b"\x7fELF" {
         return load_elf(ram, file, share);
     }
@@ -88,8 +87,8 @@ pub fn load(ram: &GuestRam, file: &mut File, share: bool) -> Result<LoadedKernel
 
 fn load_bzimage(ram: &GuestRam, file: &mut File) -> Result<LoadedKernel, KernelError> {
     file.seek(SeekFrom::Start(0)).map_err(KernelError::Read)?;
-    let loaded = BzImage::load(ram, None, file, Some(GuestAddress(layout::HIGH_RAM_START)))
-        .map_err(KernelError::BadBzImage)?;
+    let loaded =
+        BzImage::load(ram, None, file, Some(GuestAddress(layout::HIGH_RAM_START))).map_err(KernelError::BadBzImage)?;
     let header = loaded.setup_header.ok_or(KernelError::UnknownFormat)?;
     // XLF_KERNEL_64: a 64-bit entry at 0x200 from the load address.
     if header.xloadflags & 1 == 0 {
@@ -97,10 +96,7 @@ fn load_bzimage(ram: &GuestRam, file: &mut File) -> Result<LoadedKernel, KernelE
     }
     let load = loaded.kernel_load.0;
     // The kernel unpacks itself to its preferred address and needs `init_size` bytes there.
-    let unpacked = header
-        .pref_address
-        .max(load)
-        .saturating_add(u64::from(header.init_size));
+    let unpacked = header.pref_address.max(load).saturating_add(u64::from(header.init_size));
     Ok(LoadedKernel {
         entry: load + 0x200,
         kind: EntryKind::Linux64,
@@ -124,42 +120,25 @@ const PT_NOTE: u32 = 4;
 
 fn load_elf(ram: &GuestRam, file: &File, share: bool) -> Result<LoadedKernel, KernelError> {
     let mut header = [0; 64];
-    file.read_exact_at(&mut header, 0)
-        .map_err(KernelError::Read)?;
+    file.read_exact_at(&mut header, 0).map_err(KernelError::Read)?;
     // 64-bit, little endian, x86-64.
     if header[4] != 2 || header[5] != 1 || field::<2>(&header, 18) != 62 {
         return Err(KernelError::UnknownFormat);
     }
     let entry = field::<8>(&header, 24);
-    let mut kernel = LoadedKernel {
-        entry,
-        kind: EntryKind::Linux64,
-        end: layout::HIGH_RAM_START,
-        setup_header: None,
-    };
+    let mut kernel = LoadedKernel { entry, kind: EntryKind::Linux64, end: layout::HIGH_RAM_START, setup_header: None };
     for segment in read_segments(file, &header)? {
         match segment.kind {
             PT_LOAD if segment.memsz > 0 => {
-                let end = segment
-                    .paddr
-                    .checked_add(segment.memsz)
-                    .ok_or(KernelError::BadElf("a segment wraps around"))?;
+                let end =
+                    segment.paddr.checked_add(segment.memsz).ok_or(KernelError::BadElf("a segment wraps around"))?;
                 if segment.filesz > segment.memsz {
-                    return Err(KernelError::BadElf(
-                        "a segment is larger in the file than in memory",
-                    ));
+                    return Err(KernelError::BadElf("a segment is larger in the file than in memory"));
                 }
                 if segment.paddr < layout::HIGH_RAM_START {
                     return Err(KernelError::BadElf("a segment lies below 1 MiB"));
                 }
-                memory::load_file(
-                    ram,
-                    segment.paddr,
-                    file,
-                    segment.offset,
-                    segment.filesz,
-                    share,
-                )?;
+                memory::load_file(ram, segment.paddr, file, segment.offset, segment.filesz, share)?;
                 kernel.end = kernel.end.max(end);
             }
             PT_NOTE => {
@@ -185,8 +164,7 @@ fn read_segments(file: &File, header: &[u8; 64]) -> Result<Vec<Segment>, KernelE
         return Err(KernelError::BadElf("bad program headers"));
     }
     let mut bytes = vec![0; count * 56];
-    file.read_exact_at(&mut bytes, offset)
-        .map_err(KernelError::Read)?;
+    file.read_exact_at(&mut bytes, offset).map_err(KernelError::Read)?;
     Ok(bytes
         .as_chunks::<56>()
         .0
@@ -207,8 +185,7 @@ fn find_pvh_entry(file: &File, segment: &Segment) -> Result<Option<u64>, KernelE
         return Err(KernelError::BadElf("too many notes"));
     }
     let mut bytes = vec![0; segment.filesz as usize];
-    file.read_exact_at(&mut bytes, segment.offset)
-        .map_err(KernelError::Read)?;
+    file.read_exact_at(&mut bytes, segment.offset).map_err(KernelError::Read)?;
     let align = if segment.align == 8 { 8 } else { 4 };
     let mut rest = bytes.as_slice();
     while let Some((note, tail)) = rest.split_at_checked(12) {
@@ -222,8 +199,7 @@ fn find_pvh_entry(file: &File, segment: &Segment) -> Result<Option<u64>, KernelE
         let Some((data, _)) = tail.split_at_checked(data_len) else {
             break;
         };
-        if kind == NOTE_PVH_ENTRY && name.starts_with(b"Xen\0") && (data_len == 4 || data_len == 8)
-        {
+        if kind == NOTE_PVH_ENTRY && name.starts_with(b"Xen\0") && (data_len == 4 || data_len == 8) {
             let mut entry = [0; 8];
             entry[..data_len].copy_from_slice(data);
             // The entry is in 32-bit protected mode.
@@ -266,19 +242,17 @@ mod tests {
         elf[32..40].copy_from_slice(&64u64.to_le_bytes());
         elf[54] = 56;
         elf[56] = 2;
-        let mut segment =
-            |index: usize, kind: u32, offset: u64, paddr: u64, filesz: u64, memsz: u64| {
-                let at = 64 + index * 56;
-                elf[at..at + 4].copy_from_slice(&kind.to_le_bytes());
-                for (i, value) in [(8, offset), (24, paddr), (32, filesz), (40, memsz), (48, 4)] {
-                    elf[at + i..at + i + 8].copy_from_slice(&value.to_le_bytes());
-                }
-            };
+        let mut segment = |index: usize, kind: u32, offset: u64, paddr: u64, filesz: u64, memsz: u64| {
+            let at = 64 + index * 56;
+            elf[at..at + 4].copy_from_slice(&kind.to_le_bytes());
+            for (i, value) in [(8, offset), (24, paddr), (32, filesz), (40, memsz), (48, 4)] {
+                elf[at + i..at + i + 8].copy_from_slice(&value.to_le_bytes());
+            }
+        };
         segment(0, PT_LOAD, 0x1000, 0x20_0000, 0x1000, 5000);
         segment(1, PT_NOTE, 0x200, 0, 20, 20);
-        elf[0x200..0x214].copy_from_slice(&[
-            4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, b'X', b'e', b'n', 0, 0x10, 0x09, 0x20, 0,
-        ]);
+        elf[0x200..0x214]
+            .copy_from_slice(&[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, b'X', b'e', b'n', 0, 0x10, 0x09, 0x20, 0]);
         elf[0x1000..0x2000].fill(0xab);
         elf
     }
@@ -308,22 +282,13 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        assert!(matches!(
-            load_bytes(b"#!/bin/sh\n", false),
-            Err(KernelError::UnknownFormat)
-        ));
+        assert!(matches!(load_bytes(b"#!/bin/sh\n", false), Err(KernelError::UnknownFormat)));
         let mut elf = small_elf();
         elf[18] = 40;
-        assert!(matches!(
-            load_bytes(&elf, false),
-            Err(KernelError::UnknownFormat)
-        ));
+        assert!(matches!(load_bytes(&elf, false), Err(KernelError::UnknownFormat)));
         let mut elf = small_elf();
         elf[64 + 32..64 + 40].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(matches!(
-            load_bytes(&elf, true),
-            Err(KernelError::BadElf(_))
-        ));
+        assert!(matches!(load_bytes(&elf, true), Err(KernelError::BadElf(_))));
     }
 
     proptest! {

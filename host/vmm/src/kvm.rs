@@ -48,10 +48,7 @@ pub enum KvmError {
 }
 
 /// Names the KVM call in its error.
-pub(crate) fn call<T>(
-    name: &'static str,
-    result: Result<T, kvm_ioctls::Error>,
-) -> Result<T, KvmError> {
+pub(crate) fn call<T>(name: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<T, KvmError> {
     result.map_err(|source| KvmError::Call { call: name, source })
 }
 
@@ -111,27 +108,13 @@ impl KvmVm {
             let result = unsafe { fd.set_user_memory_region(memory) };
             call("KVM_SET_USER_MEMORY_REGION", result)?;
         }
-        call(
-            "KVM_SET_TSS_ADDR",
-            fd.set_tss_address(layout::KVM_TSS as usize),
-        )?;
-        let mut split = kvm_enable_cap {
-            cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP,
-            ..Default::default()
-        };
+        call("KVM_SET_TSS_ADDR", fd.set_tss_address(layout::KVM_TSS as usize))?;
+        let mut split = kvm_enable_cap { cap: kvm_bindings::KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         split.args[0] = PINS as u64;
         call("KVM_CAP_SPLIT_IRQCHIP", fd.enable_cap(&split))?;
-        let supported_cpuid = call(
-            "KVM_GET_SUPPORTED_CPUID",
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES),
-        )?;
+        let supported_cpuid = call("KVM_GET_SUPPORTED_CPUID", kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Arc::new(KvmVm {
-            fd,
-            supported_cpuid,
-            tsc_deadline,
-            _ram: ram.clone(),
-        }))
+        Ok(Arc::new(KvmVm { fd, supported_cpuid, tsc_deadline, _ram: ram.clone() }))
     }
 
     /// Creates a vCPU. All of them come before the first [`KvmVm::ioeventfd`].
@@ -151,17 +134,14 @@ impl KvmVm {
 
     /// Makes an event counter that raises line `gsi` when written.
     pub fn irqfd(&self, gsi: u32) -> Result<EventFd, KvmError> {
-        let event =
-            EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(KvmError::EventFd)?;
+        let event = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(KvmError::EventFd)?;
         call("KVM_IRQFD", self.fd.register_irqfd(&event, gsi))?;
         Ok(event)
     }
 
     /// Signals `event` when the guest writes the 32-bit `value` to `address`.
     pub fn ioeventfd(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
-        let result = self
-            .fd
-            .register_ioevent(event, &IoEventAddress::Mmio(address), value);
+        let result = self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value);
         call("KVM_IOEVENTFD", result)
     }
 
@@ -190,8 +170,6 @@ impl KvmVm {
 
 impl std::fmt::Debug for KvmVm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KvmVm")
-            .field("tsc_deadline", &self.tsc_deadline)
-            .finish_non_exhaustive()
+        f.debug_struct("KvmVm").field("tsc_deadline", &self.tsc_deadline).finish_non_exhaustive()
     }
 }

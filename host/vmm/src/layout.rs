@@ -83,11 +83,7 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 
 /// Returns the RAM ranges of a guest of `mem_size` bytes as (start, length).
 pub fn ram_ranges(mem_size: u64) -> Vec<(u64, u64)> {
-    if mem_size <= GAP_START {
-        vec![(0, mem_size)]
-    } else {
-        vec![(0, GAP_START), (GAP_END, mem_size - GAP_START)]
-    }
+    if mem_size <= GAP_START { vec![(0, mem_size)] } else { vec![(0, GAP_START), (GAP_END, mem_size - GAP_START)] }
 }
 
 /// A stretch of the memory map given to the kernel.
@@ -104,24 +100,12 @@ pub struct MapEntry {
 /// Returns the memory map given to the kernel.
 pub fn memory_map(mem_size: u64) -> Vec<MapEntry> {
     let mut map = vec![
-        MapEntry {
-            start: 0,
-            size: LOW_RAM_END,
-            usable: true,
-        },
-        MapEntry {
-            start: LOW_RAM_END,
-            size: HIGH_RAM_START - LOW_RAM_END,
-            usable: false,
-        },
+        MapEntry { start: 0, size: LOW_RAM_END, usable: true },
+        MapEntry { start: LOW_RAM_END, size: HIGH_RAM_START - LOW_RAM_END, usable: false },
     ];
     for (start, size) in ram_ranges(mem_size) {
         let first = start.max(HIGH_RAM_START);
-        map.push(MapEntry {
-            start: first,
-            size: start + size - first,
-            usable: true,
-        });
+        map.push(MapEntry { start: first, size: start + size - first, usable: true });
     }
     map
 }
@@ -134,11 +118,7 @@ mod tests {
     fn ram_goes_around_the_gap() {
         assert_eq!(ram_ranges(256 << 20), [(0, 256 << 20)]);
         assert_eq!(ram_ranges(5 << 30), [(0, GAP_START), (GAP_END, 2 << 30)]);
-        let usable: u64 = memory_map(5 << 30)
-            .iter()
-            .filter(|entry| entry.usable)
-            .map(|entry| entry.size)
-            .sum();
+        let usable: u64 = memory_map(5 << 30).iter().filter(|entry| entry.usable).map(|entry| entry.size).sum();
         assert_eq!(usable, (5 << 30) - (HIGH_RAM_START - LOW_RAM_END));
     }
 }

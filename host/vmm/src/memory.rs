@@ -6,8 +6,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestRegionCollectionError,
+    GuestRegionMmap, MmapRegion,
 };
 
 use crate::layout;
@@ -55,15 +55,9 @@ pub fn allocate(mem_size: u64) -> Result<GuestRam, MemoryError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let size = usize::try_from(size).map_err(|_| MemoryError::Outside { start, len: size })?;
         let mapping = MmapRegion::build(None, size, libc::PROT_READ | libc::PROT_WRITE, flags)
-            .map_err(|error| MemoryError::Map {
-                mib: mem_size >> 20,
-                source: std::io::Error::other(error),
-            })?;
-        let region =
-            GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(MemoryError::Outside {
-                start,
-                len: size as u64,
-            })?;
+            .map_err(|error| MemoryError::Map { mib: mem_size >> 20, source: std::io::Error::other(error) })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(start))
+            .ok_or(MemoryError::Outside { start, len: size as u64 })?;
         // A crash dump of the VMM must not hold the guest's memory.
         let slice = region.get_mmap();
         // SAFETY: the range is exactly the mapping made above.
@@ -87,11 +81,7 @@ pub fn load_file(
     share: bool,
 ) -> Result<(), MemoryError> {
     let aligned = start.is_multiple_of(PAGE_SIZE) && offset.is_multiple_of(PAGE_SIZE);
-    let mapped = if share && aligned {
-        len & !(PAGE_SIZE - 1)
-    } else {
-        0
-    };
+    let mapped = if share && aligned { len & !(PAGE_SIZE - 1) } else { 0 };
     if mapped > 0 {
         map_pages(ram, start, file, offset, mapped)?;
     }
@@ -102,24 +92,14 @@ pub fn load_file(
     Ok(())
 }
 
-fn map_pages(
-    ram: &GuestRam,
-    start: u64,
-    file: &File,
-    offset: u64,
-    len: u64,
-) -> Result<(), MemoryError> {
+fn map_pages(ram: &GuestRam, start: u64, file: &File, offset: u64, len: u64) -> Result<(), MemoryError> {
     let outside = || MemoryError::Outside { start, len };
     let size = usize::try_from(len).map_err(|_| outside())?;
-    let slice = ram
-        .get_slice(GuestAddress(start), size)
-        .map_err(|_| outside())?;
+    let slice = ram.get_slice(GuestAddress(start), size).map_err(|_| outside())?;
     let end = offset.checked_add(len).ok_or_else(outside)?;
     let metadata = file.metadata().map_err(MemoryError::MapFile)?;
     if end > metadata.len() {
-        return Err(MemoryError::MapFile(std::io::Error::from(
-            std::io::ErrorKind::UnexpectedEof,
-        )));
+        return Err(MemoryError::MapFile(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)));
     }
     let offset = libc::off_t::try_from(offset).map_err(|_| outside())?;
     // SAFETY: `slice` lies in one mapping that `ram` owns, so MAP_FIXED replaces only pages of
@@ -141,19 +121,12 @@ fn map_pages(
     Ok(())
 }
 
-fn copy_bytes(
-    ram: &GuestRam,
-    start: u64,
-    file: &File,
-    offset: u64,
-    len: u64,
-) -> Result<(), MemoryError> {
+fn copy_bytes(ram: &GuestRam, start: u64, file: &File, offset: u64, len: u64) -> Result<(), MemoryError> {
     use std::io::{Seek, SeekFrom};
     let outside = || MemoryError::Outside { start, len };
     let len = usize::try_from(len).map_err(|_| outside())?;
     let mut file = file;
-    file.seek(SeekFrom::Start(offset))
-        .map_err(MemoryError::MapFile)?;
+    file.seek(SeekFrom::Start(offset)).map_err(MemoryError::MapFile)?;
     ram.read_exact_volatile_from(GuestAddress(start), &mut file, len)?;
     Ok(())
 }

@@ -15,8 +15,7 @@ use std::collections::BTreeMap;
 
 use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
 use crate::config::JailConfig;
@@ -69,20 +68,14 @@ impl ThreadJail {
         } else {
             None
         };
-        Ok(ThreadJail {
-            filters,
-            landlock: config.landlock,
-        })
+        Ok(ThreadJail { filters, landlock: config.landlock })
     }
 
     /// Jails the calling thread for good.
     pub fn enter(&self, kind: ThreadKind) -> Result<(), SandboxError> {
         if self.landlock {
             // Best effort by design of the crate: an older kernel enforces what it knows.
-            Ruleset::default()
-                .handle_access(AccessFs::from_all(ABI::V5))?
-                .create()?
-                .restrict_self()?;
+            Ruleset::default().handle_access(AccessFs::from_all(ABI::V5))?.create()?.restrict_self()?;
         }
         if let Some([vcpu, block, run_loop]) = &self.filters {
             let filter = match kind {
@@ -101,10 +94,7 @@ impl ThreadJail {
 pub fn enter_process() -> Result<(), SandboxError> {
     use rustix::process::{Resource, Rlimit, setrlimit};
     rustix::thread::set_no_new_privs(true).map_err(|error| SandboxError::Process(error.into()))?;
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none).map_err(|error| SandboxError::Process(error.into()))
 }
 
@@ -139,13 +129,8 @@ const COMMON: &[libc::c_long] = &[
 ];
 
 /// Calls that every thread may make with restricted arguments only.
-const RESTRICTED: &[libc::c_long] = &[
-    libc::SYS_fcntl,
-    libc::SYS_ioctl,
-    libc::SYS_mmap,
-    libc::SYS_mprotect,
-    libc::SYS_tgkill,
-];
+const RESTRICTED: &[libc::c_long] =
+    &[libc::SYS_fcntl, libc::SYS_ioctl, libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_tgkill];
 
 /// Nothing of its own: exits are served with locks, event counters and the console's file.
 const VCPU: &[libc::c_long] = &[];
@@ -186,8 +171,8 @@ fn job(kind: ThreadKind) -> &'static [libc::c_long] {
 /// Numbers of KVM's requests (`linux/kvm.h`), as direction, number and size of the argument.
 mod request {
     use kvm_bindings::{
-        kvm_cpuid2, kvm_debugregs, kvm_irq_routing, kvm_lapic_state, kvm_mp_state, kvm_msrs,
-        kvm_regs, kvm_sregs, kvm_translation, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+        kvm_cpuid2, kvm_debugregs, kvm_irq_routing, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs,
+        kvm_translation, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
     };
 
     const NONE: u64 = 0;
@@ -233,10 +218,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, SandboxError> {
         ThreadKind::Block => &[],
         ThreadKind::Loop => request::LOOP,
     };
-    let ioctls = requests
-        .iter()
-        .map(|request| rule(1, SeccompCmpOp::Eq, *request))
-        .collect::<Result<Vec<_>, _>>()?;
+    let ioctls = requests.iter().map(|request| rule(1, SeccompCmpOp::Eq, *request)).collect::<Result<Vec<_>, _>>()?;
     if !ioctls.is_empty() {
         rules.insert(libc::SYS_ioctl, ioctls);
     }
@@ -246,30 +228,15 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, SandboxError> {
         rules.insert(call, vec![rule(2, not_executable.clone(), 0)?]);
     }
     // Looking at descriptors (debug builds check what they close) and duplicating them.
-    let looks = [
-        libc::F_GETFD,
-        libc::F_GETFL,
-        libc::F_SETFL,
-        libc::F_DUPFD_CLOEXEC,
-    ]
-    .map(|command| rule(1, SeccompCmpOp::Eq, command as u64));
-    rules.insert(
-        libc::SYS_fcntl,
-        looks.into_iter().collect::<Result<_, _>>()?,
-    );
+    let looks = [libc::F_GETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC]
+        .map(|command| rule(1, SeccompCmpOp::Eq, command as u64));
+    rules.insert(libc::SYS_fcntl, looks.into_iter().collect::<Result<_, _>>()?);
     // The loop gets vCPUs out of the guest when the VM ends; any thread may abort.
     let kick = libc::SIGRTMIN() as u64;
     let signals = [kick, libc::SIGABRT as u64].map(|signal| rule(2, SeccompCmpOp::Eq, signal));
-    rules.insert(
-        libc::SYS_tgkill,
-        signals.into_iter().collect::<Result<_, _>>()?,
-    );
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        seccompiler::TargetArch::x86_64,
-    )?;
+    rules.insert(libc::SYS_tgkill, signals.into_iter().collect::<Result<_, _>>()?);
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, seccompiler::TargetArch::x86_64)?;
     Ok(BpfProgram::try_from(filter)?)
 }
 
@@ -289,20 +256,12 @@ mod tests {
     /// whether the process survived.
     fn survives(kind: &str, action: &str) -> bool {
         let status = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "sandbox::tests::jailed_child",
-                "--ignored",
-                "--nocapture",
-            ])
+            .args(["--exact", "sandbox::tests::jailed_child", "--ignored", "--nocapture"])
             .env("PYRO_TEST_JAIL", format!("{kind}:{action}"))
             .output()
             .unwrap()
             .status;
-        assert!(
-            status.success() || status.signal() == Some(libc::SIGSYS),
-            "{status:?}"
-        );
+        assert!(status.success() || status.signal() == Some(libc::SIGSYS), "{status:?}");
         status.success()
     }
 
@@ -319,11 +278,7 @@ mod tests {
             "block" => ThreadKind::Block,
             _ => ThreadKind::Loop,
         };
-        let jail = ThreadJail::new(&JailConfig {
-            seccomp: true,
-            landlock: true,
-        })
-        .unwrap();
+        let jail = ThreadJail::new(&JailConfig { seccomp: true, landlock: true }).unwrap();
         let action = action.to_owned();
         let file = std::fs::File::open("/proc/self/exe").unwrap();
         std::thread::spawn(move || {

@@ -57,19 +57,11 @@ struct Kept {
 pub fn run() -> Verdict {
     let started = Instant::now();
     let (usable, reason) = match run_guest() {
-        Ok(()) => (
-            true,
-            "a test guest passed: long mode, breakpoint, cmpxchg16b, xsave, interrupt, halt"
-                .to_owned(),
-        ),
+        Ok(()) => (true, "a test guest passed: long mode, breakpoint, cmpxchg16b, xsave, interrupt, halt".to_owned()),
         Err(error) => (false, error.to_string()),
     };
     let elapsed_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Verdict {
-        usable,
-        reason,
-        elapsed_us,
-    }
+    Verdict { usable, reason, elapsed_us }
 }
 
 /// Returns the verdict kept in `directory` for this boot, kernel and CPU, or runs the test and
@@ -94,48 +86,24 @@ pub fn run_cached(directory: &Path) -> Verdict {
 
 /// Makes `reason` the verdict for this boot, kernel and CPU: a VM found out what the test did not.
 pub fn mark_unusable(directory: &Path, reason: String) -> io::Result<()> {
-    keep(
-        directory,
-        host_key(),
-        &Verdict {
-            usable: false,
-            reason,
-            elapsed_us: 0,
-        },
-    )
+    keep(directory, host_key(), &Verdict { usable: false, reason, elapsed_us: 0 })
 }
 
 fn keep(directory: &Path, host: String, verdict: &Verdict) -> io::Result<()> {
     use std::io::Write;
-    let bytes = serde_json::to_vec(&Kept {
-        host,
-        verdict: verdict.clone(),
-    })?;
+    let bytes = serde_json::to_vec(&Kept { host, verdict: verdict.clone() })?;
     // Renamed into place, so that a reader never sees half of it.
     let staging = directory.join(format!("{VERDICT_FILE}.{}", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&staging)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staging)?;
     file.write_all(&bytes)?;
     fs::rename(&staging, directory.join(VERDICT_FILE))
 }
 
 /// Names what a verdict holds for: this boot, this kernel, this CPU.
 fn host_key() -> String {
-    let read = |path: &str| {
-        fs::read_to_string(path)
-            .unwrap_or_default()
-            .trim()
-            .to_owned()
-    };
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu
-        .lines()
-        .find(|line| line.starts_with("model name"))
-        .unwrap_or_default();
+    let model = cpu.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
     [
         read("/proc/sys/kernel/random/boot_id"),
         read("/proc/sys/kernel/osrelease"),
@@ -334,11 +302,7 @@ fn guest_code() -> (&'static [u8], u64, u64) {
     // so the range is initialised, immutable and lives as long as the program.
     let code = unsafe { std::slice::from_raw_parts(start, offset(&raw const pyro_selftest_end)) };
     let breakpoint = offset(&raw const pyro_selftest_breakpoint) as u64;
-    (
-        code,
-        breakpoint,
-        offset(&raw const pyro_selftest_interrupt) as u64,
-    )
+    (code, breakpoint, offset(&raw const pyro_selftest_interrupt) as u64)
 }
 
 fn write_guest(ram: &GuestRam) -> Result<(), SelftestError> {
@@ -355,10 +319,7 @@ fn write_guest(ram: &GuestRam) -> Result<(), SelftestError> {
     put(place::IDT, place::IDTR + 2)?;
     for (vector, offset) in [(3u64, breakpoint), (u64::from(VECTOR), interrupt)] {
         // A present interrupt gate to the code segment; handlers are below 64 KiB.
-        put(
-            (place::CODE + offset) | (0x08 << 16) | (0x8e00 << 32),
-            place::IDT + vector * 16,
-        )?;
+        put((place::CODE + offset) | (0x08 << 16) | (0x8e00 << 32), place::IDT + vector * 16)?;
     }
     // The first 2 MiB and the local APIC, each as one large page.
     const TABLE: u64 = 0b11;
@@ -378,28 +339,16 @@ fn run_guest() -> Result<(), SelftestError> {
     let vm = KvmVm::new(&kvm, &ram)?;
     write_guest(&ram)?;
     let mut fd = vm.create_vcpu(0)?;
-    let topology = Topology {
-        vcpu_count: 1,
-        tsc_deadline: vm.tsc_deadline(),
-        masks: &[],
-    };
+    let topology = Topology { vcpu_count: 1, tsc_deadline: vm.tsc_deadline(), masks: &[] };
     let table = cpuid::for_vcpu(vm.supported_cpuid(), &topology, 0);
     call("KVM_SET_CPUID2", fd.set_cpuid2(&table))?;
     let mut sregs = call("KVM_GET_SREGS", fd.get_sregs())?;
     sregs.cs.base = 0;
     sregs.cs.selector = 0;
     call("KVM_SET_SREGS", fd.set_sregs(&sregs))?;
-    let regs = kvm_bindings::kvm_regs {
-        rip: place::CODE,
-        rflags: 2,
-        ..Default::default()
-    };
+    let regs = kvm_bindings::kvm_regs { rip: place::CODE, rflags: 2, ..Default::default() };
     call("KVM_SET_REGS", fd.set_regs(&regs))?;
-    vm.set_routes(&[MsiRoute {
-        gsi: GSI,
-        address: 0xfee0_0000,
-        data: u32::from(VECTOR),
-    }])?;
+    vm.set_routes(&[MsiRoute { gsi: GSI, address: 0xfee0_0000, data: u32::from(VECTOR) }])?;
     let line = vm.irqfd(GSI)?;
 
     vcpu::install_kick_handler().map_err(SelftestError::Prepare)?;
@@ -443,27 +392,18 @@ fn run_vcpu(
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 if started.elapsed() >= LIMIT {
-                    return Err(SelftestError::Hung {
-                        stage: stage_name(stage),
-                    });
+                    return Err(SelftestError::Hung { stage: stage_name(stage) });
                 }
                 continue;
             }
             Ok(VcpuExit::InternalError) => CrashCause::InternalError { suberror: 0 },
             Ok(VcpuExit::FailEntry(reason, _)) => CrashCause::FailEntry { reason },
             Ok(VcpuExit::Shutdown) => CrashCause::TripleFault,
-            Ok(other) => CrashCause::Unexpected {
-                exit: format!("{other:?}"),
-            },
-            Err(error) => CrashCause::RunError {
-                errno: error.errno(),
-            },
+            Ok(other) => CrashCause::Unexpected { exit: format!("{other:?}") },
+            Err(error) => CrashCause::RunError { errno: error.errno() },
         };
         let report = vcpu::report(fd, 0, cause, ram).to_string();
-        return Err(SelftestError::Crash {
-            stage: stage_name(stage),
-            report,
-        });
+        return Err(SelftestError::Crash { stage: stage_name(stage), report });
     }
 }
 
@@ -487,17 +427,9 @@ mod tests {
         assert_eq!(run_cached(directory.path()).reason, "a VM died");
         let other = Kept {
             host: "elsewhere".to_owned(),
-            verdict: Verdict {
-                usable: true,
-                reason: String::new(),
-                elapsed_us: 0,
-            },
+            verdict: Verdict { usable: true, reason: String::new(), elapsed_us: 0 },
         };
-        fs::write(
-            directory.path().join(VERDICT_FILE),
-            serde_json::to_vec(&other).unwrap(),
-        )
-        .unwrap();
+        fs::write(directory.path().join(VERDICT_FILE), serde_json::to_vec(&other).unwrap()).unwrap();
         assert!(!run_cached(directory.path()).reason.is_empty());
         fs::write(directory.path().join(VERDICT_FILE), b"{").unwrap();
         assert!(!run_cached(directory.path()).reason.is_empty());

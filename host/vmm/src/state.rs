@@ -5,8 +5,8 @@
 //! MSRs are the ones KVM lists, plus an operator's: never a list of our own.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -60,9 +60,7 @@ pub struct VcpuState {
 
 /// Returns the MSRs to save: KVM's list and an operator's additions, without doubles.
 pub fn msr_list(kvm: &Kvm, extra: &[u32]) -> Result<Vec<u32>, KvmError> {
-    let mut list = call("KVM_GET_MSR_INDEX_LIST", kvm.get_msr_index_list())?
-        .as_slice()
-        .to_vec();
+    let mut list = call("KVM_GET_MSR_INDEX_LIST", kvm.get_msr_index_list())?.as_slice().to_vec();
     list.extend_from_slice(extra);
     list.sort_unstable();
     list.dedup();
@@ -94,24 +92,14 @@ fn save_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, KvmError> 
     for batch in indices.chunks(MSR_BATCH) {
         let mut rest = batch;
         while !rest.is_empty() {
-            let entries: Vec<kvm_msr_entry> = rest
-                .iter()
-                .map(|index| kvm_msr_entry {
-                    index: *index,
-                    ..Default::default()
-                })
-                .collect();
+            let entries: Vec<kvm_msr_entry> =
+                rest.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
             let Ok(mut msrs) = Msrs::from_entries(&entries) else {
                 return Err(KvmError::MissingCap("MSR lists"));
             };
             // KVM stops at the first one it refuses and returns how many it read.
             let count = call("KVM_GET_MSRS", fd.get_msrs(&mut msrs))?;
-            saved.extend(
-                msrs.as_slice()
-                    .iter()
-                    .take(count)
-                    .map(|entry| (entry.index, entry.data)),
-            );
+            saved.extend(msrs.as_slice().iter().take(count).map(|entry| (entry.index, entry.data)));
             rest = rest.get(count + 1..).unwrap_or_default();
         }
     }

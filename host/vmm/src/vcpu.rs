@@ -72,10 +72,7 @@ impl Default for VcpuControl {
             save_round: 0,
             saved: Vec::new(),
         };
-        VcpuControl {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
+        VcpuControl { state: Mutex::new(state), changed: Condvar::new() }
     }
 }
 
@@ -103,10 +100,7 @@ impl VcpuControl {
             if arrived {
                 return;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -125,14 +119,9 @@ impl VcpuControl {
         state.save_round += 1;
         self.changed.notify_all();
         while state.saved.len() < state.alive {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let mut saved = std::mem::take(&mut state.saved)
-            .into_iter()
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut saved = std::mem::take(&mut state.saved).into_iter().collect::<Result<Vec<_>, _>>()?;
         saved.sort_by_key(|vcpu| vcpu.id);
         Ok(saved)
     }
@@ -142,11 +131,7 @@ impl VcpuControl {
         state.alive += 1;
         // SAFETY: no preconditions; a thread may always ask for its own id.
         let thread = unsafe { libc::pthread_self() };
-        state.kickers.push(Kicker {
-            thread,
-            page,
-            alive: true,
-        });
+        state.kickers.push(Kicker { thread, page, alive: true });
         state.kickers.len() - 1
     }
 
@@ -182,10 +167,7 @@ impl VcpuControl {
                             state.saved.push(saved);
                             self.changed.notify_all();
                         }
-                        state = self
-                            .changed
-                            .wait(state)
-                            .unwrap_or_else(PoisonError::into_inner);
+                        state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                     }
                     state.parked -= 1;
                     self.changed.notify_all();
@@ -200,11 +182,7 @@ impl Kicker {
     pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Kicker> {
         // SAFETY: no preconditions; a thread may always ask for its own id.
         let thread = unsafe { libc::pthread_self() };
-        Ok(Kicker {
-            thread,
-            page: Arc::new(RunPage::map(vcpu)?),
-            alive: true,
-        })
+        Ok(Kicker { thread, page: Arc::new(RunPage::map(vcpu)?), alive: true })
     }
 
     /// Gets the thread out of the guest, or keeps it from entering.
@@ -254,9 +232,7 @@ impl RunPage {
         if page == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(page.cast())
-            .map(RunPage)
-            .ok_or_else(io::Error::last_os_error)
+        NonNull::new(page.cast()).map(RunPage).ok_or_else(io::Error::last_os_error)
     }
 
     fn set_immediate_exit(&self, on: bool) {
@@ -302,19 +278,17 @@ impl Vcpu {
     pub fn start(self, shared: VcpuShared) -> io::Result<JoinHandle<()>> {
         let page = Arc::new(RunPage::map(&self.fd)?);
         let (ready, started) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu-{}", self.id))
-            .spawn(move || {
-                let index = shared.control.enter(page.clone());
-                let _ = ready.send(());
-                // The owner may have blocked it, and threads inherit that.
-                let _ = vmm_sys_util::signal::unblock_signal(kick_signal());
-                if (shared.setup)() {
-                    let mut vcpu = self;
-                    vcpu.run(&shared, &page);
-                }
-                shared.control.leave(index);
-            })?;
+        let thread = std::thread::Builder::new().name(format!("vcpu-{}", self.id)).spawn(move || {
+            let index = shared.control.enter(page.clone());
+            let _ = ready.send(());
+            // The owner may have blocked it, and threads inherit that.
+            let _ = vmm_sys_util::signal::unblock_signal(kick_signal());
+            if (shared.setup)() {
+                let mut vcpu = self;
+                vcpu.run(&shared, &page);
+            }
+            shared.control.leave(index);
+        })?;
         // Counted before anybody waits for all of them.
         let _ = started.recv();
         Ok(thread)
@@ -323,10 +297,7 @@ impl Vcpu {
     fn run(&mut self, shared: &VcpuShared, page: &RunPage) {
         let bus = &shared.bus;
         let id = self.id;
-        if !shared
-            .control
-            .park(page, &|| save_vcpu(&self.fd, id, &shared.msrs))
-        {
+        if !shared.control.park(page, &|| save_vcpu(&self.fd, id, &shared.msrs)) {
             return;
         }
         loop {
@@ -349,42 +320,28 @@ impl Vcpu {
                 }
                 Err(error) if error.errno() == libc::EINTR => {
                     bus.counters.kicks.add(1);
-                    if !shared
-                        .control
-                        .park(page, &|| save_vcpu(&self.fd, id, &shared.msrs))
-                    {
+                    if !shared.control.park(page, &|| save_vcpu(&self.fd, id, &shared.msrs)) {
                         return;
                     }
                     continue;
                 }
                 Err(error) if error.errno() == libc::EAGAIN => continue,
                 // Edge-triggered lines have nothing to do at the end of an interrupt.
-                Ok(
-                    VcpuExit::IoapicEoi(_)
-                    | VcpuExit::Intr
-                    | VcpuExit::Hlt
-                    | VcpuExit::IrqWindowOpen,
-                ) => {
+                Ok(VcpuExit::IoapicEoi(_) | VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {
                     bus.counters.other.add(1);
                     continue;
                 }
                 Ok(VcpuExit::Shutdown) => CrashCause::TripleFault,
                 Ok(VcpuExit::FailEntry(reason, _)) => CrashCause::FailEntry { reason },
                 Ok(VcpuExit::InternalError) => CrashCause::InternalError { suberror: 0 },
-                Ok(other) => CrashCause::Unexpected {
-                    exit: format!("{other:?}"),
-                },
-                Err(error) => CrashCause::RunError {
-                    errno: error.errno(),
-                },
+                Ok(other) => CrashCause::Unexpected { exit: format!("{other:?}") },
+                Err(error) => CrashCause::RunError { errno: error.errno() },
             };
             let report = report(&mut self.fd, self.id, crash, &shared.ram);
             let reason = match (&report.cause, bus.tail.panic()) {
                 // A kernel without a working reset ends its panic in a triple fault.
                 (CrashCause::TripleFault, Some(message)) => ExitReason::GuestPanic { message },
-                _ => ExitReason::Crash {
-                    report: Box::new(report),
-                },
+                _ => ExitReason::Crash { report: Box::new(report) },
             };
             bus.exit.set(reason);
             return;
@@ -397,25 +354,14 @@ pub fn report(fd: &mut VcpuFd, id: u8, cause: CrashCause, ram: &GuestRam) -> Cra
     let regs: kvm_regs = fd.get_regs().unwrap_or_default();
     let sregs: kvm_sregs = fd.get_sregs().unwrap_or_default();
     let cause = match cause {
-        CrashCause::InternalError { .. } => CrashCause::InternalError {
-            suberror: suberror(fd),
-        },
+        CrashCause::InternalError { .. } => CrashCause::InternalError { suberror: suberror(fd) },
         cause => cause,
     };
     let linear = sregs.cs.base.wrapping_add(regs.rip);
     let mut bytes = [0; 15];
-    let physical = fd
-        .translate_gva(linear)
-        .ok()
-        .filter(|found| found.valid != 0);
+    let physical = fd.translate_gva(linear).ok().filter(|found| found.valid != 0);
     let found = match physical {
-        Some(found)
-            if ram
-                .read_slice(&mut bytes, GuestAddress(found.physical_address))
-                .is_ok() =>
-        {
-            &bytes[..]
-        }
+        Some(found) if ram.read_slice(&mut bytes, GuestAddress(found.physical_address)).is_ok() => &bytes[..],
         _ => &[],
     };
     CrashReport::new(cause, id, &regs, &sregs, found)
@@ -435,15 +381,8 @@ pub fn set_boot_msrs(fd: &VcpuFd) -> Result<(), KvmError> {
     const FAST_STRINGS: u64 = 1;
     const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
     const ENABLED_WRITE_BACK: u64 = 0x806;
-    let entry = |index, data| kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    };
-    for msr in [
-        entry(IA32_MISC_ENABLE, FAST_STRINGS),
-        entry(IA32_MTRR_DEF_TYPE, ENABLED_WRITE_BACK),
-    ] {
+    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    for msr in [entry(IA32_MISC_ENABLE, FAST_STRINGS), entry(IA32_MTRR_DEF_TYPE, ENABLED_WRITE_BACK)] {
         let Ok(msrs) = Msrs::from_entries(&[msr]) else {
             continue;
         };

@@ -30,19 +30,13 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Error as ProtocolError, Listener};
-use vhost_user_backend::{
-    ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringMutex, VringState, VringT,
-};
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use crate::vsock::{
-    VsockConfig, VsockDevice, VsockError, VsockHandle, VsockNotify, VsockQueues, VsockRingError,
-};
+use crate::vsock::{VsockConfig, VsockDevice, VsockError, VsockHandle, VsockNotify, VsockQueues, VsockRingError};
 
 /// Queues that QEMU hands to the backend: rx and tx.
 const QUEUES: usize = 2;
@@ -91,16 +85,12 @@ pub enum VhostUserError {
 ///
 /// Returns at once; the device's threads end when QEMU disconnects, by [`VhostUserVsock::stop`] or
 /// when the returned value is dropped.
-pub fn serve(
-    listener: UnixListener,
-    config: VsockConfig,
-) -> Result<VhostUserVsock, VhostUserError> {
+pub fn serve(listener: UnixListener, config: VsockConfig) -> Result<VhostUserVsock, VhostUserError> {
     let (device, handle) = VsockDevice::new(config)?;
     let stop = Arc::new(Stop::new().map_err(VhostUserError::Start)?);
     let device_fd = device.as_raw_fd();
     let (exit_consumer, exit_notifier) =
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
-            .map_err(VhostUserError::Start)?;
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).map_err(VhostUserError::Start)?;
     let memory = Memory::new(GuestMemoryMmap::new());
     let active = Mutex::new(Active {
         device,
@@ -110,27 +100,18 @@ pub fn serve(
         stopped: false,
         broken: false,
     });
-    let backend = Arc::new(Backend {
-        active,
-        exit: (exit_consumer, exit_notifier),
-    });
-    let daemon = Daemon::new("vsock-daemon".to_owned(), backend, memory)
-        .map_err(|e| VhostUserError::Daemon(e.to_string()))?;
+    let backend = Arc::new(Backend { active, exit: (exit_consumer, exit_notifier) });
+    let daemon =
+        Daemon::new("vsock-daemon".to_owned(), backend, memory).map_err(|e| VhostUserError::Daemon(e.to_string()))?;
     for handler in daemon.get_epoll_handlers() {
-        handler
-            .register_listener(device_fd, EventSet::IN, HOST_EVENTS.into())
-            .map_err(VhostUserError::Start)?;
+        handler.register_listener(device_fd, EventSet::IN, HOST_EVENTS.into()).map_err(VhostUserError::Start)?;
     }
     let stop_of_thread = stop.clone();
     let thread = std::thread::Builder::new()
         .name("vsock".to_owned())
         .spawn(move || run(daemon, listener, &stop_of_thread))
         .map_err(VhostUserError::Start)?;
-    Ok(VhostUserVsock {
-        handle,
-        stop,
-        thread: Some(thread),
-    })
+    Ok(VhostUserVsock { handle, stop, thread: Some(thread) })
 }
 
 impl VhostUserVsock {
@@ -184,11 +165,7 @@ struct Stop {
 impl Stop {
     fn new() -> io::Result<Stop> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Stop {
-            requested: AtomicBool::new(false),
-            wake,
-            connection: Mutex::new(None),
-        })
+        Ok(Stop { requested: AtomicBool::new(false), wake, connection: Mutex::new(None) })
     }
 
     fn request(&self) {
@@ -214,12 +191,8 @@ fn run(mut daemon: Daemon, listener: UnixListener, stop: &Stop) -> Result<(), Vh
         return Ok(());
     }
     // `start` would spin on a listener that does not block.
-    listener
-        .set_nonblocking(false)
-        .map_err(VhostUserError::Start)?;
-    daemon
-        .start(&mut Listener::from(listener))
-        .map_err(|e| VhostUserError::Protocol(e.to_string()))?;
+    listener.set_nonblocking(false).map_err(VhostUserError::Start)?;
+    daemon.start(&mut Listener::from(listener)).map_err(|e| VhostUserError::Protocol(e.to_string()))?;
     if !stop.connected(daemon.shutdown_handle()) {
         daemon.request_shutdown();
     }
@@ -228,9 +201,7 @@ fn run(mut daemon: Daemon, listener: UnixListener, stop: &Stop) -> Result<(), Vh
         Ok(()) => Ok(()),
         Err(_) if stop.requested.load(Ordering::Acquire) => Ok(()),
         Err(vhost_user_backend::Error::HandleRequest(
-            ProtocolError::Disconnected
-            | ProtocolError::PartialMessage
-            | ProtocolError::SocketBroken(_),
+            ProtocolError::Disconnected | ProtocolError::PartialMessage | ProtocolError::SocketBroken(_),
         )) => Ok(()),
         Err(error) => Err(VhostUserError::Protocol(error.to_string())),
     }
@@ -239,10 +210,8 @@ fn run(mut daemon: Daemon, listener: UnixListener, stop: &Stop) -> Result<(), Vh
 /// Waits until a client knocks. False when the end was requested instead.
 fn wait_for_client(listener: &UnixListener, stop: &Stop) -> Result<bool, VhostUserError> {
     loop {
-        let mut fds = [
-            PollFd::new(listener, PollFlags::IN),
-            PollFd::from_borrowed_fd(stop.wake.as_fd(), PollFlags::IN),
-        ];
+        let mut fds =
+            [PollFd::new(listener, PollFlags::IN), PollFd::from_borrowed_fd(stop.wake.as_fd(), PollFlags::IN)];
         match rustix::event::poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(VhostUserError::Start(error.into())),
@@ -250,10 +219,7 @@ fn wait_for_client(listener: &UnixListener, stop: &Stop) -> Result<bool, VhostUs
         if stop.requested.load(Ordering::Acquire) {
             return Ok(false);
         }
-        if fds
-            .first()
-            .is_some_and(|fd| fd.revents().contains(PollFlags::IN))
-        {
+        if fds.first().is_some_and(|fd| fd.revents().contains(PollFlags::IN)) {
             return Ok(true);
         }
     }
@@ -292,9 +258,7 @@ impl VhostUserBackend for Backend {
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         // The protocol bounds the size at 4 KiB.
         let mut data = vec![0; size as usize];
-        lock(&self.active)
-            .device
-            .read_config(offset.into(), &mut data);
+        lock(&self.active).device.read_config(offset.into(), &mut data);
         data
     }
 
@@ -316,13 +280,7 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    fn handle_event(
-        &self,
-        event: u16,
-        _set: EventSet,
-        vrings: &[Vring],
-        _thread: usize,
-    ) -> io::Result<()> {
+    fn handle_event(&self, event: u16, _set: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
         // An error returned from here would end the event loop, so none is.
         let [rx, tx] = vrings else { return Ok(()) };
         let mut active = lock(&self.active);
@@ -382,11 +340,7 @@ impl Active {
             return Ok(VsockNotify::default());
         }
         let memory = self.memory.memory();
-        let queues = VsockQueues {
-            rx: rx.get_queue_mut(),
-            tx: tx.get_queue_mut(),
-            event: None,
-        };
+        let queues = VsockQueues { rx: rx.get_queue_mut(), tx: tx.get_queue_mut(), event: None };
         let notify = match event {
             RX => self.device.handle_rx_kick(&*memory, queues),
             TX => self.device.handle_tx_kick(&*memory, queues),

@@ -143,9 +143,7 @@ impl Jail {
         Arc::new(move || match threads.enter(kind) {
             Ok(()) => true,
             Err(error) => {
-                exit.set(ExitReason::Failed {
-                    message: error.to_string(),
-                });
+                exit.set(ExitReason::Failed { message: error.to_string() });
                 false
             }
         })
@@ -182,21 +180,13 @@ impl Vmm {
         let mut kernel_file = files.kernel;
         let kernel = kernel::load(&ram, &mut kernel_file, config.kernel.immutable)?;
         let initramfs = match &files.initramfs {
-            Some(file) => Some(boot::load_initramfs(
-                &ram,
-                &kernel,
-                file,
-                config.kernel.immutable,
-            )?),
+            Some(file) => Some(boot::load_initramfs(&ram, &kernel, file, config.kernel.immutable)?),
             None => None,
         };
         boot::write_boot_data(&ram, &kernel, &config.cmdline, initramfs, mem_size)?;
 
-        let topology = Topology {
-            vcpu_count: config.vcpu_count,
-            tsc_deadline: vm.tsc_deadline(),
-            masks: &config.cpu.cpuid_masks,
-        };
+        let topology =
+            Topology { vcpu_count: config.vcpu_count, tsc_deadline: vm.tsc_deadline(), masks: &config.cpu.cpuid_masks };
         let mut vcpus = Vec::new();
         for id in 0..config.vcpu_count {
             let fd = vm.create_vcpu(id)?;
@@ -213,32 +203,15 @@ impl Vmm {
         }
 
         let exit = Arc::new(ExitSignal::new().map_err(VmmError::Threads)?);
-        let jail = Jail {
-            threads: Arc::new(ThreadJail::new(&config.jail)?),
-            exit: exit.clone(),
-        };
+        let jail = Jail { threads: Arc::new(ThreadJail::new(&config.jail)?), exit: exit.clone() };
         let epoll = Epoll::new().map_err(VmmError::Threads)?;
-        let mut builder = DeviceBuilder {
-            vm: &vm,
-            ram: &ram,
-            windows: Vec::new(),
-            wakes: Vec::new(),
-        };
+        let mut builder = DeviceBuilder { vm: &vm, ram: &ram, windows: Vec::new(), wakes: Vec::new() };
         let drives = builder.add_drives(files.drives, &jail)?;
         let vsock = builder.add_vsock(config)?;
-        let rng = if config.rng {
-            Some(builder.add_rng()?)
-        } else {
-            None
-        };
-        let DeviceBuilder {
-            windows, mut wakes, ..
-        } = builder;
+        let rng = if config.rng { Some(builder.add_rng()?) } else { None };
+        let DeviceBuilder { windows, mut wakes, .. } = builder;
 
-        acpi::write(
-            &ram,
-            &acpi::build(config.vcpu_count, &window_places(windows.len())),
-        )?;
+        acpi::write(&ram, &acpi::build(config.vcpu_count, &window_places(windows.len())))?;
         write_generation_id(&ram)?;
 
         let console = Console::new(files.console, config.console.limit, console);
@@ -257,9 +230,7 @@ impl Vmm {
         for (token, wake) in (0u64..).zip(&wakes) {
             let event = EpollEvent::new(EventSet::IN, token);
             let fd = wake.as_raw_fd(&exit);
-            epoll
-                .ctl(ControlOperation::Add, fd, event)
-                .map_err(VmmError::Threads)?;
+            epoll.ctl(ControlOperation::Add, fd, event).map_err(VmmError::Threads)?;
         }
 
         vcpu::install_kick_handler().map_err(VmmError::Threads)?;
@@ -287,17 +258,10 @@ impl Vmm {
                 steering: Mutex::new(()),
             }),
         };
-        let mut vmm = Vmm {
-            handle,
-            epoll,
-            wakes,
-            vcpus: Vec::new(),
-            jail,
-        };
+        let mut vmm = Vmm { handle, epoll, wakes, vcpus: Vec::new(), jail };
         for vcpu in vcpus {
             // A failure ends the threads started so far: dropping `vmm` does.
-            vmm.vcpus
-                .push(vcpu.start(shared.clone()).map_err(VmmError::Threads)?);
+            vmm.vcpus.push(vcpu.start(shared.clone()).map_err(VmmError::Threads)?);
         }
         sandbox::enter_process()?;
         Ok(vmm)
@@ -332,15 +296,11 @@ impl Vmm {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
-                    return ExitReason::Failed {
-                        message: format!("epoll failed: {error}"),
-                    };
+                    return ExitReason::Failed { message: format!("epoll failed: {error}") };
                 }
             };
             for event in events.iter().take(count) {
-                let wake = usize::try_from(event.data())
-                    .ok()
-                    .and_then(|token| self.wakes.get(token));
+                let wake = usize::try_from(event.data()).ok().and_then(|token| self.wakes.get(token));
                 if let Some(wake) = wake {
                     wake.serve();
                 }
@@ -445,10 +405,7 @@ impl VmmHandle {
     pub fn stats(&self) -> VmmStats {
         let shared = &self.shared;
         let exits = &shared.bus.counters;
-        let uptime = shared
-            .started
-            .get()
-            .map_or(0, |started| started.elapsed().as_millis());
+        let uptime = shared.started.get().map_or(0, |started| started.elapsed().as_millis());
         VmmStats {
             uptime_ms: u64::try_from(uptime).unwrap_or(u64::MAX),
             io_in_exits: exits.io_in.get(),
@@ -474,12 +431,7 @@ impl VmmHandle {
             version: state::STATE_VERSION,
             vcpus: shared.control.save()?,
             ioapic: lock(&shared.bus.ioapic).clone(),
-            devices: shared
-                .bus
-                .windows
-                .iter()
-                .map(|window| window.save())
-                .collect(),
+            devices: shared.bus.windows.iter().map(|window| window.save()).collect(),
             vsock: shared.vsock.as_ref().map(|(_, device)| device.save()),
         })
     }
@@ -495,9 +447,7 @@ impl VmmHandle {
 
 impl std::fmt::Debug for VmmHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VmmHandle")
-            .field("exit", &self.exit_reason())
-            .finish_non_exhaustive()
+        f.debug_struct("VmmHandle").field("exit", &self.exit_reason()).finish_non_exhaustive()
     }
 }
 
@@ -512,19 +462,12 @@ struct Files {
 impl Files {
     fn open(config: &VmmConfig) -> Result<Files, VmmError> {
         let named = |path: &Path, result: io::Result<File>| {
-            result.map_err(|source| VmmError::Open {
-                path: path.to_owned(),
-                source,
-            })
+            result.map_err(|source| VmmError::Open { path: path.to_owned(), source })
         };
         let read = |path: &PathBuf| named(path, File::open(path));
         let console = match &config.console.path {
             Some(path) => {
-                let open = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .mode(0o600)
-                    .open(path);
+                let open = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
                 Some(named(path, open)?)
             }
             None => None,
@@ -532,11 +475,7 @@ impl Files {
         Ok(Files {
             kernel: read(&config.kernel.path)?,
             initramfs: config.initramfs.as_ref().map(read).transpose()?,
-            drives: config
-                .drives
-                .iter()
-                .map(open_drive)
-                .collect::<Result<_, _>>()?,
+            drives: config.drives.iter().map(open_drive).collect::<Result<_, _>>()?,
             console,
         })
     }
@@ -547,11 +486,7 @@ fn open_drive(drive: &DriveConfig) -> Result<Disk, VmmError> {
         let path = path.to_owned();
         move |source| VmmError::Open { path, source }
     };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!drive.read_only)
-        .open(&drive.path)
-        .map_err(failed(&drive.path))?;
+    let file = OpenOptions::new().read(true).write(!drive.read_only).open(&drive.path).map_err(failed(&drive.path))?;
     let image = match &drive.base {
         None => Image::raw(file),
         Some(base) => {
@@ -562,22 +497,13 @@ fn open_drive(drive: &DriveConfig) -> Result<Disk, VmmError> {
     let len = image.len().map_err(failed(&drive.path))?;
     let sectors = len / 512;
     if sectors == 0 {
-        return Err(VmmError::EmptyDisk {
-            path: drive.path.clone(),
-            len,
-        });
+        return Err(VmmError::EmptyDisk { path: drive.path.clone(), len });
     }
     let mut serial = [0; 20];
     for (to, from) in serial.iter_mut().zip(drive.serial.bytes()) {
         *to = from;
     }
-    Ok(Disk {
-        image,
-        sectors,
-        read_only: drive.read_only,
-        durable: drive.durable,
-        serial,
-    })
+    Ok(Disk { image, sectors, read_only: drive.read_only, durable: drive.durable, serial })
 }
 
 /// Puts devices into windows, one after the other.
@@ -589,35 +515,22 @@ struct DeviceBuilder<'a> {
 }
 
 impl DeviceBuilder<'_> {
-    fn add_drives(
-        &mut self,
-        disks: Vec<Disk>,
-        jail: &Jail,
-    ) -> Result<Vec<Arc<DriveCounters>>, VmmError> {
+    fn add_drives(&mut self, disks: Vec<Disk>, jail: &Jail) -> Result<Vec<Arc<DriveCounters>>, VmmError> {
         let mut all = Vec::new();
         for (index, disk) in disks.into_iter().enumerate() {
             let counters = Arc::new(DriveCounters::default());
             // Blocking: the disk's thread waits in a read of it.
             let event = Arc::new(EventFd::new(libc::EFD_CLOEXEC).map_err(VmmError::Threads)?);
             let setup = jail.entry(ThreadKind::Block);
-            let block = Block::new(
-                &format!("blk-{index}"),
-                disk,
-                event.clone(),
-                counters.clone(),
-                setup,
-            )
-            .map_err(VmmError::Threads)?;
+            let block = Block::new(&format!("blk-{index}"), disk, event.clone(), counters.clone(), setup)
+                .map_err(VmmError::Threads)?;
             self.add(Box::new(block), vec![event])?;
             all.push(counters);
         }
         Ok(all)
     }
 
-    fn add_vsock(
-        &mut self,
-        config: &VmmConfig,
-    ) -> Result<Option<(VsockHandle, Arc<VsockShared>)>, VmmError> {
+    fn add_vsock(&mut self, config: &VmmConfig) -> Result<Option<(VsockHandle, Arc<VsockShared>)>, VmmError> {
         let Some(config) = &config.vsock else {
             return Ok(None);
         };
@@ -629,8 +542,7 @@ impl DeviceBuilder<'_> {
         let (transport, shared) = Vsock::new(device, wake);
         let kinds = [VsockWake::RxKick, VsockWake::TxKick, VsockWake::EventKick];
         for (event, kind) in events.iter().zip(kinds) {
-            self.wakes
-                .push(Wake::VsockQueue(event.clone(), shared.clone(), kind));
+            self.wakes.push(Wake::VsockQueue(event.clone(), shared.clone(), kind));
         }
         self.wakes.push(Wake::VsockHost(shared.clone()));
         self.add(Box::new(transport), events)?;
@@ -647,19 +559,13 @@ impl DeviceBuilder<'_> {
         Ok(shared)
     }
 
-    fn add(
-        &mut self,
-        device: Box<dyn VirtioDevice>,
-        events: Vec<Arc<EventFd>>,
-    ) -> Result<(), VmmError> {
+    fn add(&mut self, device: Box<dyn VirtioDevice>, events: Vec<Arc<EventFd>>) -> Result<(), VmmError> {
         let place = window_place(self.windows.len());
         let interrupt = Arc::new(Interrupt::new(self.vm.irqfd(place.gsi)?));
         for (queue, event) in (0u32..).zip(&events) {
-            self.vm
-                .ioeventfd(event, u64::from(place.base) + QUEUE_NOTIFY, queue)?;
+            self.vm.ioeventfd(event, u64::from(place.base) + QUEUE_NOTIFY, queue)?;
         }
-        let transport = MmioTransport::new(device, self.ram.clone(), interrupt, events)
-            .ok_or(VmmError::QueueSize)?;
+        let transport = MmioTransport::new(device, self.ram.clone(), interrupt, events).ok_or(VmmError::QueueSize)?;
         self.windows.push(Arc::new(transport));
         Ok(())
     }
@@ -668,10 +574,7 @@ impl DeviceBuilder<'_> {
 fn window_place(index: usize) -> VirtioWindow {
     // At most MAX_DRIVES + 2 windows.
     let index = index as u32;
-    VirtioWindow {
-        base: layout::MMIO as u32 + index * layout::MMIO_SIZE as u32,
-        gsi: layout::VIRTIO_GSI + index,
-    }
+    VirtioWindow { base: layout::MMIO as u32 + index * layout::MMIO_SIZE as u32, gsi: layout::VIRTIO_GSI + index }
 }
 
 fn window_places(count: usize) -> Vec<VirtioWindow> {
@@ -683,8 +586,7 @@ fn write_generation_id(ram: &GuestRam) -> Result<(), VmmError> {
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| VmmError::Threads(error.into()))?;
-    ram.write_slice(&id, GuestAddress(layout::VM_GENERATION_ID))
-        .map_err(|error| VmmError::Memory(error.into()))
+    ram.write_slice(&id, GuestAddress(layout::VM_GENERATION_ID)).map_err(|error| VmmError::Memory(error.into()))
 }
 
 /// Reads the process's resident memory; zero where the jail has taken `/proc` away.

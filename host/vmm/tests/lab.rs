@@ -38,16 +38,9 @@ fn one_vcpu_and_four_boot_and_see_their_memory() {
         let cpus = guest.run("nproc").text();
         assert_eq!(cpus.trim(), vcpus.to_string());
         let text = guest.run("cat /proc/meminfo").text();
-        let kib: u32 = text
-            .split_whitespace()
-            .nth(1)
-            .and_then(|kib| kib.parse().ok())
-            .expect("MemTotal");
+        let kib: u32 = text.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("MemTotal");
         let mib = kib / 1024;
-        assert!(
-            mib < mem_mib && mib > mem_mib * 8 / 10,
-            "{mib} of {mem_mib} MiB"
-        );
+        assert!(mib < mem_mib && mib > mem_mib * 8 / 10, "{mib} of {mem_mib} MiB");
         assert_eq!(guest.power_off(), ExitReason::PowerOff);
     }
 }
@@ -59,10 +52,7 @@ fn five_hundred_commands_in_a_row() {
     let guest = Guest::boot(&files, |_| {});
     for index in 0..500 {
         let done = guest.argv(&["/bin/echo", &index.to_string()]);
-        assert_eq!(
-            (done.code, done.text().trim()),
-            (Some(0), index.to_string().as_str())
-        );
+        assert_eq!((done.code, done.text().trim()), (Some(0), index.to_string().as_str()));
     }
     let stats = guest.handle.stats();
     assert_eq!(guest.power_off(), ExitReason::PowerOff);
@@ -98,32 +88,18 @@ fn a_disk_survives_concurrent_writers_and_a_shutdown() {
     let files = lab();
     let directory = tempfile::tempdir().expect("a directory for the disk");
     let disk = directory.path().join("disk.raw");
-    let copy = Command::new("cp")
-        .args(["--sparse=always", "--reflink=auto"])
-        .arg(&files.rootfs)
-        .arg(&disk)
-        .status();
+    let copy = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(&files.rootfs).arg(&disk).status();
     assert!(copy.expect("cp").success());
     let status = Command::new("chmod").arg("u+w").arg(&disk).status();
     assert!(status.expect("chmod").success());
-    let guest = Guest::boot_on(&files, disk.clone(), None, true, |config| {
-        config.vcpu_count = 2
-    });
+    let guest = Guest::boot_on(&files, disk.clone(), None, true, |config| config.vcpu_count = 2);
     let writers = "mkdir -p /var/w && cd /var/w && for i in 1 2 3 4; do (head -c 4000000 /dev/urandom > f$i; \
          for j in 1 2 3 4 5 6 7 8; do dd if=/dev/urandom of=f$i bs=1000 seek=$((j*431)) count=9 conv=notrunc; \
          done; cp f$i g$i; rm f$i) 2>/dev/null & done; wait; sha256sum g* > sums; sync";
     assert_eq!(guest.run(writers).code, Some(0));
     assert_eq!(guest.power_off(), ExitReason::PowerOff);
-    let check = Command::new("e2fsck")
-        .arg("-fn")
-        .arg(&disk)
-        .output()
-        .expect("e2fsck");
-    assert!(
-        check.status.success(),
-        "{}",
-        String::from_utf8_lossy(&check.stdout)
-    );
+    let check = Command::new("e2fsck").arg("-fn").arg(&disk).output().expect("e2fsck");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
     let guest = Guest::boot_on(&files, disk, None, true, |_| {});
     let again = guest.run("cd /var/w && sha256sum -c sums");
     assert_eq!(again.code, Some(0), "{}", again.text());
@@ -198,8 +174,5 @@ fn nothing_is_left_of_a_killed_vmm() {
     child.kill().expect("a running process");
     child.wait().expect("the end of the process");
     // The same files are free for the next one.
-    assert_eq!(
-        Guest::boot(&files, |_| {}).power_off(),
-        ExitReason::PowerOff
-    );
+    assert_eq!(Guest::boot(&files, |_| {}).power_off(), ExitReason::PowerOff);
 }

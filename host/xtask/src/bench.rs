@@ -40,7 +40,17 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     shell::step("component: loading a profile, one call in a fresh instance");
     let guests = guests(root)?;
     shell::cargo(root)
-        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro-components", "--example", "call_overhead", "--"])
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--package",
+            "pyro-components",
+            "--example",
+            "call_overhead",
+            "--",
+        ])
         .arg(guests)
         .run()?;
 
@@ -60,7 +70,17 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 fn guests(root: &Path) -> Result<PathBuf> {
     let target = shell::target_dir(root).join("guests");
     shell::cargo(root)
-        .args(["build", "--quiet", "--profile", "guest", "--target", GUEST_TARGET, "--package", "pyro-test-guests", "--examples"])
+        .args([
+            "build",
+            "--quiet",
+            "--profile",
+            "guest",
+            "--target",
+            GUEST_TARGET,
+            "--package",
+            "pyro-test-guests",
+            "--examples",
+        ])
         .arg("--target-dir")
         .arg(&target)
         .run()?;
@@ -69,7 +89,8 @@ fn guests(root: &Path) -> Result<PathBuf> {
 
 /// The kernel, the initramfs and the root file system of the environment, from the cache.
 fn boot_files(root: &Path, home: &Path) -> Result<[PathBuf; 3]> {
-    let text = Cmd::new(shell::pyro(root)).args(["env", "inspect", ENVIRONMENT, "--json"]).env("PYRO_HOME", home).read()?;
+    let text =
+        Cmd::new(shell::pyro(root)).args(["env", "inspect", ENVIRONMENT, "--json"]).env("PYRO_HOME", home).read()?;
     let report: Value = serde_json::from_str(&text).context("`pyro env inspect --json` did not print JSON")?;
     let directory = report["details"]["directory"].as_str().context("`pyro env inspect` names no directory")?;
     let cache = home.join("cache");
@@ -111,6 +132,12 @@ fn cold_runs(root: &Path, home: &Path, rounds: u32) -> Result<()> {
     }
     times.sort();
     let at = |share: usize| times.get((times.len() - 1) * share / 100).copied().unwrap_or(Duration::ZERO).as_secs_f64();
-    eprintln!("    pyro run {ENVIRONMENT} -- true: min {:.2} s, p50 {:.2} s, max {:.2} s of {}", at(0), at(50), at(100), times.len());
+    eprintln!(
+        "    pyro run {ENVIRONMENT} -- true: min {:.2} s, p50 {:.2} s, max {:.2} s of {}",
+        at(0),
+        at(50),
+        at(100),
+        times.len()
+    );
     Ok(())
 }

@@ -107,7 +107,8 @@ impl Client {
             if self.output.read_line(&mut line).context("cannot read from the server")? == 0 {
                 bail!("the server ended without answering {method}");
             }
-            let message: Value = serde_json::from_str(&line).with_context(|| format!("not JSON on stdout: {line:?}"))?;
+            let message: Value =
+                serde_json::from_str(&line).with_context(|| format!("not JSON on stdout: {line:?}"))?;
             eprintln!("    <- {}", message);
             if message["id"] == json!(id) {
                 eprintln!("       ({method}: {:.1} ms)", begin.elapsed().as_secs_f64() * 1e3);

@@ -89,16 +89,12 @@ pub fn run(target: &Path, args: &[String]) -> Result<i32> {
     let mut options = LabOptions::new(target, Vec::new());
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
-        let mut value = || {
-            rest.next()
-                .with_context(|| format!("`{arg}` needs a value"))
-        };
+        let mut value = || rest.next().with_context(|| format!("`{arg}` needs a value"));
         match arg.as_str() {
             "--mem" => options.mem_mib = value()?.parse().context("--mem is a number of MiB")?,
             "--cpus" => options.cpus = value()?.parse().context("--cpus is a number")?,
             "--timeout" => {
-                options.timeout =
-                    Duration::from_secs(value()?.parse().context("--timeout is in seconds")?);
+                options.timeout = Duration::from_secs(value()?.parse().context("--timeout is in seconds")?);
             }
             "--results" => options.results = PathBuf::from(value()?),
             "--" => {
@@ -118,20 +114,10 @@ pub fn run(target: &Path, args: &[String]) -> Result<i32> {
 
 /// Boots the lab, runs the command and returns its exit code.
 pub fn run_with(options: &LabOptions) -> Result<i32> {
-    ensure!(
-        !options.command.is_empty(),
-        "the lab needs a command: cargo xtask lab -- COMMAND"
-    );
-    let qemu = find_program(
-        "qemu-system-x86_64",
-        &["/usr/bin/qemu-system-x86_64"],
-        "qemu-system-x86",
-    )?;
-    let virtiofsd = find_program(
-        "virtiofsd",
-        &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"],
-        "qemu-system-common",
-    )?;
+    ensure!(!options.command.is_empty(), "the lab needs a command: cargo xtask lab -- COMMAND");
+    let qemu = find_program("qemu-system-x86_64", &["/usr/bin/qemu-system-x86_64"], "qemu-system-x86")?;
+    let virtiofsd =
+        find_program("virtiofsd", &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"], "qemu-system-common")?;
     fs::create_dir_all(&options.cache)?;
     fs::create_dir_all(&options.results)?;
     let results = fs::canonicalize(&options.results)?;
@@ -159,14 +145,7 @@ pub fn run_with(options: &LabOptions) -> Result<i32> {
         let child = Command::new(&virtiofsd)
             .arg(format!("--socket-path={}", socket.display()))
             .args(["-f", "-o", &format!("source={}", source.display())])
-            .args([
-                "-o",
-                if name == "root" {
-                    "cache=always"
-                } else {
-                    "cache=auto"
-                },
-            ])
+            .args(["-o", if name == "root" { "cache=always" } else { "cache=auto" }])
             .args(["-o", "sandbox=chroot"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -180,60 +159,29 @@ pub fn run_with(options: &LabOptions) -> Result<i32> {
     let fs_device = |name: &str| -> [String; 4] {
         [
             "-chardev".into(),
-            format!(
-                "socket,id={name},path={}",
-                sockets.path().join(format!("{name}.sock")).display()
-            ),
+            format!("socket,id={name},path={}", sockets.path().join(format!("{name}.sock")).display()),
             "-device".into(),
             format!("vhost-user-fs-pci,chardev={name},tag={name},queue-size=1024"),
         ]
     };
     let child = Command::new(&qemu)
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
-        .args([
-            "-M",
-            "q35,memory-backend=ram",
-            "-accel",
-            "tcg,thread=single,tb-size=256",
-        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-M", "q35,memory-backend=ram", "-accel", "tcg,thread=single,tb-size=256"])
         .args(["-cpu", "max,+svm,+npt", "-smp", &options.cpus.to_string()])
         .args(["-m", &format!("{}M", options.mem_mib)])
-        .args([
-            "-object",
-            &format!(
-                "memory-backend-memfd,id=ram,share=on,size={}M",
-                options.mem_mib
-            ),
-        ])
+        .args(["-object", &format!("memory-backend-memfd,id=ram,share=on,size={}M", options.mem_mib)])
         .arg("-kernel")
         .arg(kernel.vmlinuz())
         .arg("-initrd")
         .arg(&initramfs)
         .args(["-append", &kernel_cmdline()])
-        .args([
-            "-chardev",
-            &format!("file,id=log,path={}", console.display()),
-            "-serial",
-            "chardev:log",
-        ])
+        .args(["-chardev", &format!("file,id=log,path={}", console.display()), "-serial", "chardev:log"])
         .args(fs_device("root"))
         .args(fs_device("results"))
         .args(["-device", "virtio-serial-pci"])
-        .args([
-            "-chardev",
-            &format!("socket,id=out,path={}", out_socket.display()),
-        ])
+        .args(["-chardev", &format!("socket,id=out,path={}", out_socket.display())])
         .args(["-device", "virtserialport,chardev=out,name=out"])
-        .args([
-            "-chardev",
-            &format!("socket,id=err,path={}", err_socket.display()),
-        ])
+        .args(["-chardev", &format!("socket,id=err,path={}", err_socket.display())])
         .args(["-device", "virtserialport,chardev=err,name=err"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -260,19 +208,13 @@ pub fn run_with(options: &LabOptions) -> Result<i32> {
     }
 
     if let Ok(text) = fs::read_to_string(&exit_file) {
-        return text
-            .trim()
-            .parse()
-            .with_context(|| format!("bad exit code `{}`", text.trim()));
+        return text.trim().parse().with_context(|| format!("bad exit code `{}`", text.trim()));
     }
     if timed_out {
         let seconds = options.timeout.as_secs();
         let tail = tail(&console, 5);
         let mut err = std::io::stderr().lock();
-        writeln!(
-            err,
-            "the lab was stopped after {seconds} s; last kernel lines:\n{tail}"
-        )?;
+        writeln!(err, "the lab was stopped after {seconds} s; last kernel lines:\n{tail}")?;
         return Ok(EXIT_TIMED_OUT);
     }
     bail!(
@@ -302,9 +244,7 @@ struct LabKernel {
 
 impl LabKernel {
     fn vmlinuz(&self) -> PathBuf {
-        self.root
-            .join("boot")
-            .join(format!("vmlinuz-{}", self.release))
+        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
     fn modules(&self) -> PathBuf {
@@ -321,17 +261,12 @@ fn prepare_kernel(cache: &Path) -> Result<LabKernel> {
             fs::remove_dir_all(&staging)?;
         }
         fs::create_dir_all(&staging)?;
-        let depends =
-            output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+        let depends = output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
         let package = depends
             .lines()
             .find_map(|line| line.trim().strip_prefix("Depends: "))
             .context("linux-image-cloud-amd64 is not in the package lists; run apt-get update")?;
-        output(
-            Command::new("apt-get")
-                .args(["download", package])
-                .current_dir(&staging),
-        )?;
+        output(Command::new("apt-get").args(["download", package]).current_dir(&staging))?;
         let deb = fs::read_dir(&staging)?
             .flatten()
             .map(|entry| entry.path())
@@ -351,8 +286,7 @@ fn prepare_kernel(cache: &Path) -> Result<LabKernel> {
 
 /// The lab's kernel command line: the flags keep a loaded host from hanging TSC calibration.
 fn kernel_cmdline() -> String {
-    let mut cmdline =
-        "console=ttyS0 panic=-1 mitigations=off no_timer_check tsc=reliable".to_owned();
+    let mut cmdline = "console=ttyS0 panic=-1 mitigations=off no_timer_check tsc=reliable".to_owned();
     if let Some(khz) = host_tsc_khz() {
         cmdline.push_str(&format!(" tsc_early_khz={khz}"));
     }
@@ -433,11 +367,7 @@ echo $? > $new/run/pyro-lab-results/.exit-code
 
 /// Writes the lab's initramfs and returns its path.
 fn write_initramfs(cache: &Path, kernel: &LabKernel) -> Result<PathBuf> {
-    let busybox = find_program(
-        "busybox",
-        &["/bin/busybox", "/usr/bin/busybox"],
-        "busybox-static",
-    )?;
+    let busybox = find_program("busybox", &["/bin/busybox", "/usr/bin/busybox"], "busybox-static")?;
     let mut archive = Newc::default();
     for directory in ["bin", "modules", "dev"] {
         archive.directory(directory);
@@ -544,10 +474,8 @@ fn find_program(name: &str, places: &[&str], package: &str) -> Result<PathBuf> {
 
 fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_owned();
-    let result = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {}", program.display()))?;
+    let result =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", program.display()))?;
     ensure!(
         result.status.success(),
         "{} failed: {}",
@@ -564,10 +492,7 @@ fn wait_for(socket: &Path) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    bail!(
-        "virtiofsd did not create {}; its log is in the lab's cache directory",
-        socket.display()
-    );
+    bail!("virtiofsd did not create {}; its log is in the lab's cache directory", socket.display());
 }
 
 /// Copies what the one client of a new socket sends to `to`, in a thread.
@@ -593,9 +518,7 @@ fn copy_until_end(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<
 }
 
 fn tail(path: &Path, lines: usize) -> String {
-    let text = fs::read(path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
+    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

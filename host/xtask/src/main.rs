@@ -69,8 +69,5 @@ const WHOLE_WORKSPACE: &[&str] = &["--workspace", "--exclude", "pyro-test-guests
 /// profiles in it.
 fn build(root: &std::path::Path) -> anyhow::Result<()> {
     shell::step("build pyro, its components and the guest agent (minutes the first time)");
-    shell::cargo(root)
-        .args(["build", "--release", "--locked", "--bin", "pyro"])
-        .args(WHOLE_WORKSPACE)
-        .run()
+    shell::cargo(root).args(["build", "--release", "--locked", "--bin", "pyro"]).args(WHOLE_WORKSPACE).run()
 }

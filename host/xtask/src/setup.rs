@@ -34,11 +34,7 @@ pub fn run(root: &Path) -> Result<()> {
 }
 
 fn packages() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES
-        .iter()
-        .map(|(name, _)| *name)
-        .filter(|name| !installed(name))
-        .collect();
+    let missing: Vec<&str> = PACKAGES.iter().map(|(name, _)| *name).filter(|name| !installed(name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -52,9 +48,7 @@ fn packages() -> Result<()> {
         );
     }
     apt(&["update", "-qq"]).run()?;
-    apt(&["install", "-y", "-qq", "--no-install-recommends"])
-        .args(missing)
-        .run()
+    apt(&["install", "-y", "-qq", "--no-install-recommends"]).args(missing).run()
 }
 
 fn apt(args: &[&str]) -> Cmd {
@@ -71,12 +65,7 @@ fn installed(package: &str) -> bool {
 }
 
 fn has(program: &str) -> bool {
-    Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok()
+    Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
 fn rust(root: &Path) -> Result<()> {
@@ -85,7 +74,9 @@ fn rust(root: &Path) -> Result<()> {
         let sysroot = Cmd::new("rustc").args(["--print", "sysroot"]).read()?;
         for target in TARGETS {
             if !Path::new(sysroot.trim()).join("lib/rustlib").join(target).is_dir() {
-                bail!("the Rust target {target} is not installed, and there is no rustup to add it\nhint: install the standard library for {target}");
+                bail!(
+                    "the Rust target {target} is not installed, and there is no rustup to add it\nhint: install the standard library for {target}"
+                );
             }
         }
         return Ok(());
@@ -107,9 +98,5 @@ fn missing<'a>(root: &Path, kind: &str, wanted: &[&'a str]) -> Result<Vec<&'a st
         .args([kind, "list", "--installed"])
         .read()
         .with_context(|| format!("cannot list the installed Rust {kind}s"))?;
-    Ok(wanted
-        .iter()
-        .copied()
-        .filter(|name| !list.lines().any(|line| line.starts_with(name)))
-        .collect())
+    Ok(wanted.iter().copied().filter(|name| !list.lines().any(|line| line.starts_with(name))).collect())
 }

@@ -39,10 +39,7 @@ pub fn target_dir(root: &Path) -> PathBuf {
 
 /// Whether this process runs as root.
 pub fn is_root() -> bool {
-    Command::new("id")
-        .arg("-u")
-        .output()
-        .is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
 /// A command under construction. A thin layer over [`Command`] that shows what
@@ -107,11 +104,8 @@ impl Cmd {
     }
 
     fn line(&self) -> String {
-        let mut line = Path::new(self.0.get_program())
-            .file_name()
-            .unwrap_or(self.0.get_program())
-            .to_string_lossy()
-            .into_owned();
+        let mut line =
+            Path::new(self.0.get_program()).file_name().unwrap_or(self.0.get_program()).to_string_lossy().into_owned();
         for arg in self.0.get_args() {
             line.push(' ');
             line.push_str(&arg.to_string_lossy());

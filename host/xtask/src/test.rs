@@ -29,17 +29,21 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     build(root)?;
     let home = home(root);
     shell::step("prepare the environment of the end-to-end tests");
-    Cmd::new(shell::pyro(root))
-        .args(["env", "pull", "debian:12"])
-        .env("PYRO_HOME", &home)
-        .run()?;
+    Cmd::new(shell::pyro(root)).args(["env", "pull", "debian:12"]).env("PYRO_HOME", &home).run()?;
 
     let mut totals = Totals::default();
     shell::step("run all tests");
     let mut sound = cargo_test(root, &home, &["--no-fail-fast"], options.filter.as_deref(), &[], &mut totals)?;
     shell::step("run the engine's tests on real machines");
     // They wait for each other's processes, so they run one after the other and apart from the rest.
-    sound &= cargo_test(root, &home, &["--test", "machine"], options.filter.as_deref(), &["--ignored", "--test-threads=1"], &mut totals)?;
+    sound &= cargo_test(
+        root,
+        &home,
+        &["--test", "machine"],
+        options.filter.as_deref(),
+        &["--ignored", "--test-threads=1"],
+        &mut totals,
+    )?;
     show(&format!("{} passed, {} failed", totals.passed, totals.failed));
     if !sound || totals.failed > 0 {
         bail!("{} tests failed", totals.failed);

@@ -88,16 +88,8 @@ impl Image {
     ///
     /// # Errors
     /// Every [`ImageError`] but [`ImageError::NotAFile`].
-    pub fn list(
-        &self,
-        path: &str,
-        recursive: bool,
-        limit: usize,
-    ) -> Result<(Vec<Listed>, bool), ImageError> {
-        let metadata = self
-            .fs
-            .symlink_metadata(path)
-            .map_err(|error| at(path, error))?;
+    pub fn list(&self, path: &str, recursive: bool, limit: usize) -> Result<(Vec<Listed>, bool), ImageError> {
+        let metadata = self.fs.symlink_metadata(path).map_err(|error| at(path, error))?;
         if !metadata.is_dir() {
             let listed = self.listed(path.as_bytes(), &metadata)?;
             return Ok((listed.into_iter().collect(), false));
@@ -108,10 +100,7 @@ impl Image {
         let mut more = false;
         while let Some(directory) = open.pop() {
             let shown = || String::from_utf8_lossy(&directory).into_owned();
-            let entries = self
-                .fs
-                .read_dir(directory.as_slice())
-                .map_err(|error| damaged(&shown(), &error))?;
+            let entries = self.fs.read_dir(directory.as_slice()).map_err(|error| damaged(&shown(), &error))?;
             let mut below = Vec::new();
             for entry in entries {
                 let entry = entry.map_err(|error| damaged(&shown(), &error))?;
@@ -125,9 +114,7 @@ impl Image {
                     continue;
                 }
                 let path = join(&directory, name.as_ref());
-                let metadata = entry
-                    .metadata()
-                    .map_err(|error| damaged(&shown(), &error))?;
+                let metadata = entry.metadata().map_err(|error| damaged(&shown(), &error))?;
                 if path.len() > MAX_PATH {
                     more = true;
                     continue;
@@ -142,11 +129,7 @@ impl Image {
             below.sort_by(|a, b| a.0.cmp(&b.0));
             if recursive {
                 open.extend(
-                    below
-                        .iter()
-                        .rev()
-                        .filter(|(_, e)| e.kind == Kind::Directory)
-                        .map(|(path, _)| path.clone()),
+                    below.iter().rev().filter(|(_, e)| e.kind == Kind::Directory).map(|(path, _)| path.clone()),
                 );
             }
             out.extend(below.into_iter().map(|(_, listed)| listed));
@@ -165,10 +148,7 @@ impl Image {
     /// # Errors
     /// [`ImageError::NotAFile`] for anything else, a symlink too.
     pub fn read(&self, path: &str, max_bytes: usize) -> Result<Content, ImageError> {
-        let metadata = self
-            .fs
-            .symlink_metadata(path)
-            .map_err(|error| at(path, error))?;
+        let metadata = self.fs.symlink_metadata(path).map_err(|error| at(path, error))?;
         if metadata.file_type() != FileType::Regular {
             return Err(ImageError::NotAFile(path.to_owned()));
         }
@@ -177,18 +157,14 @@ impl Image {
         let mut block = vec![0; 64 * 1024];
         while bytes.len() < max_bytes {
             let wanted = block.len().min(max_bytes - bytes.len());
-            let count = file
-                .read_bytes(block.get_mut(..wanted).unwrap_or_default())
-                .map_err(|error| at(path, error))?;
+            let count =
+                file.read_bytes(block.get_mut(..wanted).unwrap_or_default()).map_err(|error| at(path, error))?;
             if count == 0 {
                 break;
             }
             bytes.extend_from_slice(block.get(..count).unwrap_or_default());
         }
-        Ok(Content {
-            bytes,
-            size: metadata.len(),
-        })
+        Ok(Content { bytes, size: metadata.len() })
     }
 
     fn listed(&self, path: &[u8], metadata: &Metadata) -> Result<Option<Listed>, ImageError> {
@@ -204,21 +180,13 @@ impl Image {
                         reason: format!("a symlink of {} bytes", metadata.len()),
                     });
                 }
-                let target = self
-                    .fs
-                    .read_link(path)
-                    .map_err(|error| damaged(&shown, &error))?;
+                let target = self.fs.read_link(path).map_err(|error| damaged(&shown, &error))?;
                 let target = target.display().to_string();
                 (Kind::Symlink, target.len() as u64, Some(target))
             }
             _ => return Ok(None),
         };
-        Ok(Some(Listed {
-            path: shown,
-            kind,
-            size,
-            link_target,
-        }))
+        Ok(Some(Listed { path: shown, kind, size, link_target }))
     }
 }
 
@@ -236,18 +204,13 @@ fn at(path: &str, error: Ext4Error) -> ImageError {
     match error {
         Ext4Error::NotFound => ImageError::NotFound(path.to_owned()),
         Ext4Error::NotADirectory => ImageError::NotADirectory(path.to_owned()),
-        Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => {
-            ImageError::NotAFile(path.to_owned())
-        }
+        Ext4Error::IsADirectory | Ext4Error::IsASpecialFile => ImageError::NotAFile(path.to_owned()),
         error => damaged(path, &error),
     }
 }
 
 fn damaged(path: &str, error: &Ext4Error) -> ImageError {
-    ImageError::Damaged {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
+    ImageError::Damaged { path: path.to_owned(), reason: error.to_string() }
 }
 
 #[cfg(test)]
@@ -273,11 +236,7 @@ mod tests {
             .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
             .output()
             .expect("this test needs `mke2fs` (e2fsprogs) installed");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// An image with every kind of entry, made once.
@@ -297,13 +256,9 @@ mod tests {
             symlink("t/".repeat(100), work.join("slow")).expect("symlink");
             symlink("loop", work.join("loop")).expect("symlink");
             for n in 0..600 {
-                fs::write(work.join(format!("many/file-with-a-long-name-{n:05}")), "")
-                    .expect("write");
+                fs::write(work.join(format!("many/file-with-a-long-name-{n:05}")), "").expect("write");
             }
-            let made = Command::new("mkfifo")
-                .arg(work.join("pipe"))
-                .status()
-                .expect("mkfifo");
+            let made = Command::new("mkfifo").arg(work.join("pipe")).status().expect("mkfifo");
             assert!(made.success());
             let image = dir.path().join("image");
             mke2fs(&root, &image, "4M", &["-b", "1024"]);
@@ -314,9 +269,7 @@ mod tests {
     fn open(bytes: Vec<u8>) -> Result<Image, ImageError> {
         let size = bytes.len() as u64;
         Image::open(Pages::new(size, move |offset, length| {
-            let start = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
+            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             bytes[start..bytes.len().min(start + length as usize)].to_vec()
         }))
     }
@@ -327,15 +280,7 @@ mod tests {
 
     fn lines(list: &[Listed]) -> Vec<String> {
         list.iter()
-            .map(|e| {
-                format!(
-                    "{} {} {} {}",
-                    e.kind.as_str(),
-                    e.size,
-                    e.path,
-                    e.link_target.as_deref().unwrap_or("-")
-                )
-            })
+            .map(|e| format!("{} {} {} {}", e.kind.as_str(), e.size, e.path, e.link_target.as_deref().unwrap_or("-")))
             .collect()
     }
 
@@ -362,10 +307,7 @@ mod tests {
         let (list, more) = image().list("/workspace", true, 1000).unwrap();
         assert_eq!((list.len(), more), (7 + 3 + 600, false));
         assert!(list.is_sorted_by(|a, b| a.path < b.path));
-        assert!(
-            list.iter()
-                .any(|e| e.path == "/workspace/sub dir/\u{e4}\u{a0}x")
-        );
+        assert!(list.iter().any(|e| e.path == "/workspace/sub dir/\u{e4}\u{a0}x"));
         let (list, more) = image().list("/workspace", true, 50).unwrap();
         assert_eq!((list.len(), more), (50, true));
         let (list, _) = image().list("/", true, 1000).unwrap();
@@ -379,33 +321,18 @@ mod tests {
         let content = image().read("/workspace/sub dir/deep/b", 100_000).unwrap();
         assert_eq!((content.bytes.len(), content.size), (100_000, 200_000));
         assert!(content.bytes.iter().all(|byte| *byte == b'b'));
-        assert_eq!(
-            image().read("/workspace/hello", 100).unwrap().bytes,
-            b"hello\n"
-        );
+        assert_eq!(image().read("/workspace/hello", 100).unwrap().bytes, b"hello\n");
     }
 
     #[test]
     fn what_cannot_be_read_is_named() {
         let image = image();
-        assert!(matches!(
-            image.list("/workspace/none", false, 9),
-            Err(ImageError::NotFound(_))
-        ));
-        assert!(matches!(
-            image.read("/workspace/none", 9),
-            Err(ImageError::NotFound(_))
-        ));
+        assert!(matches!(image.list("/workspace/none", false, 9), Err(ImageError::NotFound(_))));
+        assert!(matches!(image.read("/workspace/none", 9), Err(ImageError::NotFound(_))));
         for path in ["/workspace", "/workspace/fast", "/workspace/pipe"] {
-            assert!(
-                matches!(image.read(path, 9), Err(ImageError::NotAFile(_))),
-                "{path}"
-            );
+            assert!(matches!(image.read(path, 9), Err(ImageError::NotAFile(_))), "{path}");
         }
-        assert!(matches!(
-            image.read("/workspace/hello/x", 9),
-            Err(ImageError::NotADirectory(_))
-        ));
+        assert!(matches!(image.read("/workspace/hello/x", 9), Err(ImageError::NotADirectory(_))));
         assert!(image.read("/workspace/loop/x", 9).is_err());
         assert!(open(vec![0; 100_000]).is_err());
         assert!(open(Vec::new()).is_err());
@@ -457,14 +384,7 @@ mod tests {
                 &root,
                 &image,
                 "1M",
-                &[
-                    "-b",
-                    "1024",
-                    "-O",
-                    "^metadata_csum,^has_journal,^resize_inode",
-                    "-N",
-                    "256",
-                ],
+                &["-b", "1024", "-O", "^metadata_csum,^has_journal,^resize_inode", "-N", "256"],
             );
             fs::read(image).expect("read")
         })
@@ -477,10 +397,7 @@ mod tests {
         }
         let started = std::time::Instant::now();
         if let Ok(image) = open(bytes) {
-            let listed = image
-                .list("/", true, 2000)
-                .map(|(list, _)| list)
-                .unwrap_or_default();
+            let listed = image.list("/", true, 2000).map(|(list, _)| list).unwrap_or_default();
             for entry in listed.iter().take(50) {
                 let _ = image.read(&entry.path, 1 << 20);
             }

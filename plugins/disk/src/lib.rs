@@ -20,9 +20,6 @@ mod tests {
             "workspace_disk_list(workspace_id*, path=\"/workspace\", recursive=false)",
             "workspace_disk_read(workspace_id*, path*, max_bytes=65536)",
         ];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

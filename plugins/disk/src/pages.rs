@@ -33,12 +33,7 @@ pub struct Pages<F> {
 impl<F: FnMut(u64, u32) -> Vec<u8>> Pages<F> {
     /// Returns a disk of which nothing is fetched yet.
     pub fn new(size: u64, fetch: F) -> Self {
-        Pages {
-            fetch,
-            size,
-            pages: HashMap::new(),
-            order: VecDeque::new(),
-        }
+        Pages { fetch, size, pages: HashMap::new(), order: VecDeque::new() }
     }
 
     fn page(&mut self, number: u64) -> &[u8] {
@@ -52,28 +47,14 @@ impl<F: FnMut(u64, u32) -> Vec<u8>> Pages<F> {
             self.pages.insert(number, page);
             self.order.push_back(number);
         }
-        self.pages
-            .get(&number)
-            .map(Vec::as_slice)
-            .unwrap_or_default()
+        self.pages.get(&number).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
 impl<F: FnMut(u64, u32) -> Vec<u8>> Ext4Read for Pages<F> {
-    fn read(
-        &mut self,
-        start: u64,
-        target: &mut [u8],
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let error = PagesError {
-            offset: start,
-            length: target.len(),
-            size: self.size,
-        };
-        if start
-            .checked_add(target.len() as u64)
-            .is_none_or(|end| end > self.size)
-        {
+    fn read(&mut self, start: u64, target: &mut [u8]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let error = PagesError { offset: start, length: target.len(), size: self.size };
+        if start.checked_add(target.len() as u64).is_none_or(|end| end > self.size) {
             return Err(error.into());
         }
         let mut at = start;
@@ -106,14 +87,7 @@ mod tests {
             let start = offset as usize;
             bytes[start..bytes.len().min(start + length as usize)].to_vec()
         });
-        for (start, length) in [
-            (0, 10),
-            (65_530, 10),
-            (0, 200_000),
-            (8_999_999, 1),
-            (4_000_000, 300_000),
-            (3, 5),
-        ] {
+        for (start, length) in [(0, 10), (65_530, 10), (0, 200_000), (8_999_999, 1), (4_000_000, 300_000), (3, 5)] {
             let mut out = vec![0; length];
             pages.read(start as u64, &mut out).unwrap();
             assert!(out == bytes[start..start + length], "{start} {length}");
@@ -121,10 +95,6 @@ mod tests {
         assert!(pages.pages.len() <= KEPT);
         assert!(pages.read(8_999_999, &mut [0; 2]).is_err());
         assert!(pages.read(u64::MAX, &mut [0; 2]).is_err());
-        assert!(
-            Pages::new(100, |_, _| Vec::new())
-                .read(0, &mut [0; 2])
-                .is_err()
-        );
+        assert!(Pages::new(100, |_, _| Vec::new()).read(0, &mut [0; 2]).is_err());
     }
 }

@@ -13,11 +13,7 @@ pub fn resolve(path: &str) -> Option<String> {
     if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
         return None;
     }
-    let whole = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("{WORKSPACE}/{path}")
-    };
+    let whole = if path.starts_with('/') { path.to_owned() } else { format!("{WORKSPACE}/{path}") };
     let mut parts: Vec<&str> = Vec::new();
     for part in whole.split('/') {
         match part {

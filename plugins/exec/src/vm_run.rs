@@ -147,7 +147,9 @@ impl Default for Config {
 fn vm_run(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {
     let config: Config = call.config()?;
     if arguments.command.trim().is_empty() {
-        return Err(ToolError::new("invalid_argument", "command is empty").with_hint("pass a command line, as `uname -a`"));
+        return Err(
+            ToolError::new("invalid_argument", "command is empty").with_hint("pass a command line, as `uname -a`")
+        );
     }
     if arguments.command.contains('\0') {
         return Err(ToolError::new("invalid_argument", "command contains a NUL character")

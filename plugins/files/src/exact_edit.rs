@@ -51,22 +51,16 @@ impl EditError {
     /// What to do next.
     pub fn hint(&self) -> Option<String> {
         match self {
-            EditError::NotFound {
-                closest: Some(closest),
-            } => {
-                let how = if closest.only_space {
-                    "only blanks or line ends differ from"
-                } else {
-                    "the closest is"
-                };
+            EditError::NotFound { closest: Some(closest) } => {
+                let how = if closest.only_space { "only blanks or line ends differ from" } else { "the closest is" };
                 Some(format!("{how} line {}:\n{}", closest.line, closest.text))
             }
             EditError::NotFound { closest: None } => {
                 Some("read the file and copy the text exactly, with its indentation".to_owned())
             }
-            EditError::Ambiguous { .. } => Some(
-                "add lines around it to old_text until it is unique, or set replace_all".to_owned(),
-            ),
+            EditError::Ambiguous { .. } => {
+                Some("add lines around it to old_text until it is unique, or set replace_all".to_owned())
+            }
             EditError::Empty | EditError::Same => None,
         }
     }
@@ -85,31 +79,16 @@ pub fn replace(text: &str, old: &str, new: &str, all: bool) -> Result<Edited, Ed
     }
     let places: Vec<usize> = text.match_indices(old).map(|(at, _)| at).collect();
     let Some(first) = places.first() else {
-        return Err(EditError::NotFound {
-            closest: closest(text, old),
-        });
+        return Err(EditError::NotFound { closest: closest(text, old) });
     };
     // `match_indices` does not see places that overlap the one before; they are places all the same.
     let step = old.chars().next().map_or(1, char::len_utf8);
-    let overlaps = text
-        .get(first + step..)
-        .is_some_and(|rest| rest.contains(old));
+    let overlaps = text.get(first + step..).is_some_and(|rest| rest.contains(old));
     if !all && overlaps {
-        let lines = places
-            .iter()
-            .take(10)
-            .map(|at| line_of(text, *at))
-            .collect();
-        return Err(EditError::Ambiguous {
-            count: places.len().max(2),
-            lines,
-        });
+        let lines = places.iter().take(10).map(|at| line_of(text, *at)).collect();
+        return Err(EditError::Ambiguous { count: places.len().max(2), lines });
     }
-    Ok(Edited {
-        text: text.replace(old, new),
-        count: places.len(),
-        line: line_of(text, *first),
-    })
+    Ok(Edited { text: text.replace(old, new), count: places.len(), line: line_of(text, *first) })
 }
 
 fn line_of(text: &str, at: usize) -> usize {
@@ -125,11 +104,7 @@ fn closest(text: &str, old: &str) -> Option<Closest> {
     }
     let mut best = (0, 0);
     for start in 0..lines.len() {
-        let score: usize = wanted
-            .iter()
-            .zip(lines.iter().skip(start))
-            .map(|(a, b)| likeness(a, b))
-            .sum();
+        let score: usize = wanted.iter().zip(lines.iter().skip(start)).map(|(a, b)| likeness(a, b)).sum();
         if score > best.0 {
             best = (score, start);
         }
@@ -138,31 +113,14 @@ fn closest(text: &str, old: &str) -> Option<Closest> {
     if best.0 * 2 < wanted.len() * 100 {
         return None;
     }
-    let place: Vec<&str> = lines
-        .iter()
-        .skip(best.1)
-        .take(wanted.len())
-        .copied()
-        .collect();
-    let only_space = place
-        .iter()
-        .zip(&wanted)
-        .all(|(a, b)| words(a).eq(words(b)));
+    let place: Vec<&str> = lines.iter().skip(best.1).take(wanted.len()).copied().collect();
+    let only_space = place.iter().zip(&wanted).all(|(a, b)| words(a).eq(words(b)));
     let shown: Vec<String> = place
         .iter()
         .take(MAX_SHOWN_LINES)
-        .map(|line| {
-            line.trim_end_matches('\r')
-                .chars()
-                .take(MAX_SHOWN_CHARS)
-                .collect()
-        })
+        .map(|line| line.trim_end_matches('\r').chars().take(MAX_SHOWN_CHARS).collect())
         .collect();
-    Some(Closest {
-        line: best.1 + 1,
-        text: shown.join("\n"),
-        only_space,
-    })
+    Some(Closest { line: best.1 + 1, text: shown.join("\n"), only_space })
 }
 
 fn words(line: &str) -> impl Iterator<Item = char> {
@@ -178,22 +136,12 @@ fn likeness(a: &str, b: &str) -> usize {
     }
     let shorter = a.len().min(b.len());
     let start = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    let end = a
-        .iter()
-        .rev()
-        .zip(b.iter().rev())
-        .take(shorter - start)
-        .take_while(|(a, b)| a == b)
-        .count();
+    let end = a.iter().rev().zip(b.iter().rev()).take(shorter - start).take_while(|(a, b)| a == b).count();
     (start + end) * 100 / longer
 }
 
 fn join(lines: &[usize]) -> String {
-    lines
-        .iter()
-        .map(usize::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    lines.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -215,53 +163,26 @@ mod tests {
     #[test]
     fn several_places_need_replace_all() {
         let error = replace(CODE, "let a", "let b", false).unwrap_err();
-        assert_eq!(
-            error,
-            EditError::Ambiguous {
-                count: 2,
-                lines: vec![2, 6]
-            }
-        );
+        assert_eq!(error, EditError::Ambiguous { count: 2, lines: vec![2, 6] });
         assert!(error.to_string().ends_with("lines 2, 6"));
         let edited = replace(CODE, "let a", "let b", true).unwrap();
         assert_eq!((edited.count, edited.line), (2, 2));
-        assert!(matches!(
-            replace("aaa", "aa", "b", false),
-            Err(EditError::Ambiguous { count: 2, .. })
-        ));
+        assert!(matches!(replace("aaa", "aa", "b", false), Err(EditError::Ambiguous { count: 2, .. })));
     }
 
     #[test]
     fn the_closest_place_is_shown() {
         let error = replace(CODE, "fn two() {\n    let a = 3;\n}", "", false).unwrap_err();
-        let EditError::NotFound {
-            closest: Some(closest),
-        } = &error
-        else {
-            panic!("{error:?}")
-        };
+        let EditError::NotFound { closest: Some(closest) } = &error else { panic!("{error:?}") };
         assert_eq!((closest.line, closest.only_space), (5, false));
         assert!(error.hint().unwrap().contains("let a = 2;"));
 
         let error = replace(CODE, "fn two() {\n\tlet a = 2;\n}", "", false).unwrap_err();
-        let EditError::NotFound {
-            closest: Some(closest),
-        } = error
-        else {
-            panic!()
-        };
+        let EditError::NotFound { closest: Some(closest) } = error else { panic!() };
         assert!(closest.only_space);
         let error = replace("a\r\nb\r\n", "a\nb", "c", false).unwrap_err();
-        assert!(
-            error
-                .hint()
-                .unwrap()
-                .starts_with("only blanks or line ends")
-        );
-        assert_eq!(
-            replace(CODE, "struct Unlike;", "", false),
-            Err(EditError::NotFound { closest: None })
-        );
+        assert!(error.hint().unwrap().starts_with("only blanks or line ends"));
+        assert_eq!(replace(CODE, "struct Unlike;", "", false), Err(EditError::NotFound { closest: None }));
     }
 
     #[test]

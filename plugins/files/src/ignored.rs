@@ -51,16 +51,12 @@ impl Ignored {
         // An absolute root, because `ignore` takes a relative `.` away from paths that begin so.
         let mut overrides = OverrideBuilder::new("/");
         for glob in &selection.globs {
-            let error = |error: ignore::Error| GlobError {
-                glob: glob.clone(),
-                reason: error.to_string(),
-            };
+            let error = |error: ignore::Error| GlobError { glob: glob.clone(), reason: error.to_string() };
             overrides.add(glob).map_err(error)?;
         }
-        let overrides = overrides.build().map_err(|error| GlobError {
-            glob: selection.globs.join(" "),
-            reason: error.to_string(),
-        })?;
+        let overrides = overrides
+            .build()
+            .map_err(|error| GlobError { glob: selection.globs.join(" "), reason: error.to_string() })?;
         Ok(Ignored {
             overrides,
             hidden: selection.hidden,
@@ -129,9 +125,7 @@ impl Ignored {
                     }
                 }
             };
-            if let Some(ignored) =
-                by(|rules| rules.own.as_ref()).or_else(|| by(|rules| rules.git.as_ref()))
-            {
+            if let Some(ignored) = by(|rules| rules.own.as_ref()).or_else(|| by(|rules| rules.git.as_ref())) {
                 // A rule that keeps a path keeps a hidden one too.
                 return ignored;
             }
@@ -150,21 +144,13 @@ mod tests {
         for (directory, git, text) in rules {
             ignored.add_rules(directory, *git, text);
         }
-        paths
-            .iter()
-            .filter(|path| !ignored.skips_file(path))
-            .map(|path| (*path).to_owned())
-            .collect()
+        paths.iter().filter(|path| !ignored.skips_file(path)).map(|path| (*path).to_owned()).collect()
     }
 
     #[test]
     fn ignore_files_count_from_their_directory_down() {
         let rules = [
-            (
-                "",
-                true,
-                "# comment\ntarget/\n*.log\n/only-top\nbuild/*\n!build/keep\n",
-            ),
+            ("", true, "# comment\ntarget/\n*.log\n/only-top\nbuild/*\n!build/keep\n"),
             ("sub", true, "!important.log\nlocal\n"),
             ("vendor", false, "!*.log\n"),
         ];
@@ -185,19 +171,9 @@ mod tests {
         ];
         assert_eq!(
             shown(&Selection::default(), &rules, &paths),
-            [
-                "a.rs",
-                "sub/important.log",
-                "local",
-                "sub/only-top",
-                "build/keep",
-                "vendor/z.log"
-            ]
+            ["a.rs", "sub/important.log", "local", "sub/only-top", "build/keep", "vendor/z.log"]
         );
-        let all = Selection {
-            no_ignore: true,
-            ..Selection::default()
-        };
+        let all = Selection { no_ignore: true, ..Selection::default() };
         assert_eq!(shown(&all, &rules, &paths).len(), paths.len());
     }
 
@@ -205,22 +181,8 @@ mod tests {
     fn hidden_paths_are_left_out() {
         let paths = [".env", "a/.git/config", "a/b", ".github/x"];
         assert_eq!(shown(&Selection::default(), &[], &paths), ["a/b"]);
-        assert_eq!(
-            shown(&Selection::default(), &[("", true, "!.github\n")], &paths),
-            ["a/b", ".github/x"]
-        );
-        assert_eq!(
-            shown(
-                &Selection {
-                    hidden: true,
-                    ..Selection::default()
-                },
-                &[],
-                &paths
-            )
-            .len(),
-            4
-        );
+        assert_eq!(shown(&Selection::default(), &[("", true, "!.github\n")], &paths), ["a/b", ".github/x"]);
+        assert_eq!(shown(&Selection { hidden: true, ..Selection::default() }, &[], &paths).len(), 4);
     }
 
     #[test]
@@ -228,25 +190,12 @@ mod tests {
         let paths = ["a.rs", "b.py", "src/c.rs", "src/d.py", "test/e.rs", ".h.rs"];
         let with = |globs: &[&str]| {
             let globs = globs.iter().map(|glob| (*glob).to_owned()).collect();
-            shown(
-                &Selection {
-                    globs,
-                    ..Selection::default()
-                },
-                &[("", true, "b.py\n")],
-                &paths,
-            )
+            shown(&Selection { globs, ..Selection::default() }, &[("", true, "b.py\n")], &paths)
         };
         assert_eq!(with(&["*.rs"]), ["a.rs", "src/c.rs", "test/e.rs", ".h.rs"]);
         assert_eq!(with(&["src/**"]), ["src/c.rs", "src/d.py"]);
         assert_eq!(with(&["!test", "!*.py"]), ["a.rs", "src/c.rs"]);
         assert_eq!(with(&["*.{py,txt}"]), ["b.py", "src/d.py"]);
-        assert!(
-            Ignored::new(&Selection {
-                globs: vec!["a{b".into()],
-                ..Selection::default()
-            })
-            .is_err()
-        );
+        assert!(Ignored::new(&Selection { globs: vec!["a{b".into()], ..Selection::default() }).is_err());
     }
 }

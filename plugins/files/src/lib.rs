@@ -13,9 +13,7 @@ use tools::file_search::FileSearch;
 use tools::file_write::FileWrite;
 use tools::patch_apply::PatchApply;
 
-pyro_plugin_sdk::export!(
-    FileList, FileRead, FileWrite, FileSearch, FileEdit, PatchApply
-);
+pyro_plugin_sdk::export!(FileList, FileRead, FileWrite, FileSearch, FileEdit, PatchApply);
 
 #[cfg(test)]
 mod tests {
@@ -29,9 +27,6 @@ mod tests {
             "workspace_file_edit(workspace_id*, path*, old_text*, new_text*, replace_all=false)",
             "workspace_patch_apply(workspace_id*, patch*, fuzz=0)",
         ];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

@@ -5,8 +5,7 @@ use std::io::{self, Read, Seek};
 use grep_matcher::Matcher;
 use grep_regex::{RegexMatcher, RegexMatcherBuilder};
 use grep_searcher::{
-    BinaryDetection, Searcher, SearcherBuilder, Sink, SinkContext, SinkContextKind, SinkFinish,
-    SinkMatch,
+    BinaryDetection, Searcher, SearcherBuilder, Sink, SinkContext, SinkContextKind, SinkFinish, SinkMatch,
 };
 use pyro_tree::{EntryKind, Tree, TreeError};
 use thiserror::Error;
@@ -165,9 +164,7 @@ pub fn search<R: Read + Seek>(
             binary: false,
             full: false,
         };
-        searcher
-            .search_slice(&matcher, &content, &mut sink)
-            .map_err(TreeError::Read)?;
+        searcher.search_slice(&matcher, &content, &mut sink).map_err(TreeError::Read)?;
         found.files_searched += 1;
         if sink.binary {
             found.binary_skipped += 1;
@@ -193,10 +190,7 @@ fn matcher(query: &Query) -> Result<RegexMatcher, SearchError> {
         .size_limit(MAX_PATTERN_SIZE)
         .dfa_size_limit(MAX_PATTERN_SIZE)
         .build(&query.pattern)
-        .map_err(|error| SearchError::Pattern {
-            pattern: query.pattern.clone(),
-            reason: error.to_string(),
-        })
+        .map_err(|error| SearchError::Pattern { pattern: query.pattern.clone(), reason: error.to_string() })
 }
 
 /// Collects the lines of one file.
@@ -224,12 +218,7 @@ impl Sink for Lines<'_> {
 
     fn matched(&mut self, _: &Searcher, found: &SinkMatch<'_>) -> Result<bool, io::Error> {
         let bytes = found.bytes();
-        let start = self
-            .matcher
-            .find(bytes)
-            .ok()
-            .flatten()
-            .map_or(0, |place| place.start());
+        let start = self.matcher.find(bytes).ok().flatten().map_or(0, |place| place.start());
         let shown = show(bytes, start);
         let fits = self.left > self.out.len();
         let Some(text) = fits.then(|| self.take(shown)).flatten() else {
@@ -276,19 +265,11 @@ fn show(line: &[u8], start: usize) -> String {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     // Four bytes a character at most.
-    let from = if start > MAX_LINE_CHARS {
-        start - MAX_LINE_CHARS / 4
-    } else {
-        0
-    };
+    let from = if start > MAX_LINE_CHARS { start - MAX_LINE_CHARS / 4 } else { 0 };
     let to = line.len().min(from + MAX_LINE_CHARS * 4);
     let part = String::from_utf8_lossy(line.get(from..to).unwrap_or_default());
     let mut text: String = part
-        .trim_start_matches(if from > 0 {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            '\0'
-        })
+        .trim_start_matches(if from > 0 { char::REPLACEMENT_CHARACTER } else { '\0' })
         .chars()
         .take(MAX_LINE_CHARS)
         .collect();
@@ -314,15 +295,9 @@ mod tests {
         for (path, content) in files {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
-            builder
-                .append_data(&mut header, path, *content)
-                .expect("append");
+            builder.append_data(&mut header, path, *content).expect("append");
         }
-        Tree::index(
-            Cursor::new(builder.into_inner().expect("tar")),
-            &TreeLimits::default(),
-        )
-        .expect("tree")
+        Tree::index(Cursor::new(builder.into_inner().expect("tar")), &TreeLimits::default()).expect("tree")
     }
 
     fn query(pattern: &str) -> Query {
@@ -341,11 +316,7 @@ mod tests {
     }
 
     fn lines(found: &Found) -> Vec<String> {
-        found
-            .matches
-            .iter()
-            .map(|m| format!("{}:{}:{}:{}", m.path, m.line, m.column, m.text))
-            .collect()
+        found.matches.iter().map(|m| format!("{}:{}:{}:{}", m.path, m.line, m.column, m.text)).collect()
     }
 
     const FILES: &[(&str, &[u8])] = &[
@@ -360,35 +331,16 @@ mod tests {
     #[test]
     fn lines_are_found_with_their_place() {
         let found = run(FILES, &query("foo"));
+        assert_eq!(lines(&found), ["a.rs:2:13:    let x = foo(1);", "b/c.py:1:8:# café foo"]);
         assert_eq!(
-            lines(&found),
-            ["a.rs:2:13:    let x = foo(1);", "b/c.py:1:8:# café foo"]
-        );
-        assert_eq!(
-            (
-                found.files_matched,
-                found.files_searched,
-                found.binary_skipped,
-                found.truncated
-            ),
+            (found.files_matched, found.files_searched, found.binary_skipped, found.truncated),
             (2, 3, 1, false)
         );
     }
 
     #[test]
     fn case_and_literal_text() {
-        let with = |pattern: &str, literal, case| {
-            run(
-                FILES,
-                &Query {
-                    literal,
-                    case,
-                    ..query(pattern)
-                },
-            )
-            .matches
-            .len()
-        };
+        let with = |pattern: &str, literal, case| run(FILES, &Query { literal, case, ..query(pattern) }).matches.len();
         assert_eq!(with("foo", false, Case::Insensitive), 3);
         assert_eq!(with("foo", false, Case::Smart), 3);
         assert_eq!(with("FOO", false, Case::Smart), 1);
@@ -400,18 +352,8 @@ mod tests {
     #[test]
     fn context_is_shown_once() {
         let text = b"1\n2\nhit\n4\nhit\n6\n7\n8\n9\nhit\n";
-        let found = run(
-            &[("f", text)],
-            &Query {
-                context: 2,
-                ..query("hit")
-            },
-        );
-        let shown: Vec<_> = found
-            .matches
-            .iter()
-            .map(|m| (m.before.join(","), m.after.join(",")))
-            .collect();
+        let found = run(&[("f", text)], &Query { context: 2, ..query("hit") });
+        let shown: Vec<_> = found.matches.iter().map(|m| (m.before.join(","), m.after.join(","))).collect();
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(shown, [pair("1,2", "4"), pair("", "6,7"), pair("8,9", "")]);
     }
@@ -419,21 +361,9 @@ mod tests {
     #[test]
     fn limits_say_that_there_is_more() {
         let text = b"hit\n".repeat(50);
-        let found = run(
-            &[("f", &text), ("g", &text)],
-            &Query {
-                max_results: 60,
-                ..query("hit")
-            },
-        );
+        let found = run(&[("f", &text), ("g", &text)], &Query { max_results: 60, ..query("hit") });
         assert_eq!((found.matches.len(), found.truncated), (60, true));
-        let found = run(
-            &[("f", &text), ("g", &text)],
-            &Query {
-                max_results: 100,
-                ..query("hit")
-            },
-        );
+        let found = run(&[("f", &text), ("g", &text)], &Query { max_results: 100, ..query("hit") });
         assert_eq!((found.matches.len(), found.truncated), (100, false));
         let long = [vec![b'x'; 5000], b"hit".to_vec(), vec![b'y'; 5000]].concat();
         let found = run(&[("f", &long)], &query("hit"));
@@ -445,16 +375,8 @@ mod tests {
                 && shown.chars().count() <= MAX_LINE_CHARS + 2,
             "{shown}"
         );
-        let wide = [b"hit ".to_vec(), vec![b'z'; 390], b"\n".to_vec()]
-            .concat()
-            .repeat(2000);
-        let found = run(
-            &[("f", &wide)],
-            &Query {
-                max_results: 5000,
-                ..query("hit")
-            },
-        );
+        let wide = [b"hit ".to_vec(), vec![b'z'; 390], b"\n".to_vec()].concat().repeat(2000);
+        let found = run(&[("f", &wide)], &Query { max_results: 5000, ..query("hit") });
         assert!(found.truncated && found.matches.len() < 700);
     }
 
@@ -472,21 +394,7 @@ mod tests {
             let error = search(&tree(&[]), "", &[], &query(pattern)).expect_err(pattern);
             assert!(error.to_string().starts_with("pattern"), "{error}");
         }
-        let globs = Selection {
-            globs: vec!["[".into()],
-            ..Selection::default()
-        };
-        assert!(
-            search(
-                &tree(&[]),
-                "",
-                &[],
-                &Query {
-                    selection: globs,
-                    ..query("a")
-                }
-            )
-            .is_err()
-        );
+        let globs = Selection { globs: vec!["[".into()], ..Selection::default() };
+        assert!(search(&tree(&[]), "", &[], &Query { selection: globs, ..query("a") }).is_err());
     }
 }

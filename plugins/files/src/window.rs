@@ -67,16 +67,7 @@ pub struct LineWindow {
 impl LineWindow {
     /// Returns a window that takes at most `max_bytes`.
     pub fn new(first: u64, last: u64, max_bytes: usize) -> Self {
-        LineWindow {
-            first,
-            last,
-            max_bytes,
-            line: 1,
-            seen: 0,
-            offset: None,
-            taken: Vec::new(),
-            cut: false,
-        }
+        LineWindow { first, last, max_bytes, line: 1, seen: 0, offset: None, taken: Vec::new(), cut: false }
     }
 
     /// Takes the next piece; false when no more is needed.
@@ -88,8 +79,7 @@ impl LineWindow {
             if self.line >= self.first {
                 self.offset.get_or_insert(self.seen);
                 let room = self.max_bytes - self.taken.len();
-                self.taken
-                    .extend_from_slice(line.get(..room.min(line.len())).unwrap_or_default());
+                self.taken.extend_from_slice(line.get(..room.min(line.len())).unwrap_or_default());
                 if line.len() > room {
                     self.cut = true;
                     return false;
@@ -119,11 +109,7 @@ mod tests {
         for step in 4..12 {
             let (mut at, mut text) = (0, String::new());
             while at < file.len() {
-                let window = by_bytes(
-                    &file[at..file.len().min(at + step)],
-                    at as u64,
-                    file.len() as u64,
-                );
+                let window = by_bytes(&file[at..file.len().min(at + step)], at as u64, file.len() as u64);
                 assert!(!window.lossy && window.next > at as u64);
                 text += &window.text;
                 at = window.next as usize;
@@ -135,15 +121,9 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_replaced_and_said() {
         let window = by_bytes(b"a\xff\xe2\x82", 0, 10);
-        assert_eq!(
-            (window.text.as_str(), window.lossy, window.next),
-            ("a\u{fffd}", true, 2)
-        );
+        assert_eq!((window.text.as_str(), window.lossy, window.next), ("a\u{fffd}", true, 2));
         let window = by_bytes(b"a\xff\xe2\x82", 6, 10);
-        assert_eq!(
-            (window.text.as_str(), window.next),
-            ("a\u{fffd}\u{fffd}", 10)
-        );
+        assert_eq!((window.text.as_str(), window.next), ("a\u{fffd}\u{fffd}", 10));
         assert_eq!(by_bytes(b"\xe2", 0, 3).next, 1);
         assert_eq!(by_bytes(b"", 5, 3).text, "");
     }
@@ -152,12 +132,9 @@ mod tests {
     fn lines_are_taken_whatever_the_pieces() {
         let file = b"one\ntwo\n\nfour\r\nfive";
         for step in 1..10 {
-            for (first, last, text, offset) in [
-                (1, 1, "one\n", 0),
-                (2, 4, "two\n\nfour\r\n", 4),
-                (5, 99, "five", 15),
-                (9, 9, "", 19),
-            ] {
+            for (first, last, text, offset) in
+                [(1, 1, "one\n", 0), (2, 4, "two\n\nfour\r\n", 4), (5, 99, "five", 15), (9, 9, "", 19)]
+            {
                 let mut window = LineWindow::new(first, last, 100);
                 for piece in file.chunks(step) {
                     if !window.feed(piece) {

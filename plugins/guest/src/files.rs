@@ -30,10 +30,7 @@ impl Guest {
     /// `not_found`.
     pub fn stat(&self, path: &str) -> Result<Entry, ToolError> {
         files::stat(self.machine(), WORKSPACE, path).map_err(|error| match error.code.as_str() {
-            "not_found" => ToolError::new(
-                "not_found",
-                format!("workspace path does not exist: {path}"),
-            ),
+            "not_found" => ToolError::new("not_found", format!("workspace path does not exist: {path}")),
             _ => error.into(),
         })
     }
@@ -54,19 +51,8 @@ impl Guest {
     ///
     /// # Errors
     /// Those of the guest.
-    pub fn list(
-        &self,
-        path: &str,
-        recursive: bool,
-        limit: u32,
-    ) -> Result<(Vec<Entry>, bool), ToolError> {
-        Ok(files::list(
-            self.machine(),
-            WORKSPACE,
-            path,
-            recursive,
-            limit,
-        )?)
+    pub fn list(&self, path: &str, recursive: bool, limit: u32) -> Result<(Vec<Entry>, bool), ToolError> {
+        Ok(files::list(self.machine(), WORKSPACE, path, recursive, limit)?)
     }
 
     /// A part of a regular file, and the size of the whole.
@@ -84,9 +70,7 @@ impl Guest {
     /// `invalid_argument` for what is no regular UTF-8 file of at most [`MAX_TEXT`] bytes.
     pub fn text(&self, path: &str) -> Result<String, ToolError> {
         if self.stat(path)?.kind != Kind::File {
-            return Err(invalid(format!(
-                "only regular files can be changed: {path}"
-            )));
+            return Err(invalid(format!("only regular files can be changed: {path}")));
         }
         let (bytes, size) = self.read(path, 0, MAX_TEXT)?;
         if size > MAX_TEXT {
@@ -94,8 +78,7 @@ impl Guest {
                 "workspace file exceeds the maximum supported size of {MAX_TEXT} bytes: {path}"
             )));
         }
-        String::from_utf8(bytes)
-            .map_err(|_| invalid(format!("workspace file is not UTF-8 text: {path}")))
+        String::from_utf8(bytes).map_err(|_| invalid(format!("workspace file is not UTF-8 text: {path}")))
     }
 
     /// Writes all of `writes` or none.

@@ -7,26 +7,14 @@ use serde_json::Value;
 /// A manifest that cannot be read gives no lines.
 pub fn signatures(manifest: &str) -> Vec<String> {
     let manifest: Value = serde_json::from_str(manifest).unwrap_or_default();
-    let tools = manifest
-        .get("tools")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
+    let tools = manifest.get("tools").and_then(Value::as_array).cloned().unwrap_or_default();
     tools.iter().map(signature).collect()
 }
 
 fn signature(tool: &Value) -> String {
     let schema = tool.get("input_schema").cloned().unwrap_or_default();
-    let required = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
-    let properties = schema
-        .get("properties")
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default();
+    let required = schema.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+    let properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
     let arguments: Vec<String> = properties
         .iter()
         .map(|(name, property)| {
@@ -39,11 +27,7 @@ fn signature(tool: &Value) -> String {
             }
         })
         .collect();
-    format!(
-        "{}({})",
-        tool.get("name").and_then(Value::as_str).unwrap_or_default(),
-        arguments.join(", ")
-    )
+    format!("{}({})", tool.get("name").and_then(Value::as_str).unwrap_or_default(), arguments.join(", "))
 }
 
 #[cfg(test)]

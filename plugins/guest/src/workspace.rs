@@ -18,16 +18,13 @@ impl Guest {
     /// `not_found`, and `invalid_state` when it is stopped.
     pub fn open(id: &str, tool: &str) -> Result<Guest, ToolError> {
         let workspace = open(id)?;
-        let machine = workspace
-            .machine()
-            .map_err(|error| match error.code.as_str() {
-                "invalid_state" => ToolError::new(
-                    "invalid_state",
-                    format!("workspace {id} must be in 'started' state before {tool}"),
-                )
-                .with_hint("start it with workspace_start"),
-                _ => error.into(),
-            })?;
+        let machine = workspace.machine().map_err(|error| match error.code.as_str() {
+            "invalid_state" => {
+                ToolError::new("invalid_state", format!("workspace {id} must be in 'started' state before {tool}"))
+                    .with_hint("start it with workspace_start")
+            }
+            _ => error.into(),
+        })?;
         Ok(Guest { workspace, machine })
     }
 

@@ -17,14 +17,7 @@ use tools::start::ServiceStart;
 use tools::status::ServiceStatus;
 use tools::stop::ServiceStop;
 
-pyro_plugin_sdk::export!(
-    ServiceStart,
-    ServiceList,
-    ServiceStatus,
-    ServiceLogs,
-    ServiceStop,
-    ServiceRestart
-);
+pyro_plugin_sdk::export!(ServiceStart, ServiceList, ServiceStatus, ServiceLogs, ServiceStop, ServiceRestart);
 
 #[cfg(test)]
 mod tests {
@@ -38,9 +31,6 @@ mod tests {
             "service_stop(workspace_id*, service_name*)",
             "service_restart(workspace_id*, service_name*)",
         ];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

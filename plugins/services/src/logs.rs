@@ -36,18 +36,11 @@ pub fn tail(log: &[u8], lines: Option<u32>) -> Tail {
         start = bound
             + match rest.iter().position(|byte| *byte == b'\n') {
                 Some(end) if end + 1 < rest.len() => end + 1,
-                _ => rest
-                    .iter()
-                    .take(3)
-                    .take_while(|byte| **byte & 0xc0 == 0x80)
-                    .count(),
+                _ => rest.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count(),
             };
     }
     let text = String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned();
-    Tail {
-        text,
-        truncated: start > 0,
-    }
+    Tail { text, truncated: start > 0 }
 }
 
 #[cfg(test)]

@@ -24,29 +24,17 @@ pub struct Notes {
 impl Notes {
     /// Reads notes; what is missing or damaged is as if it had not been noted.
     pub fn read(meta: &[(String, String)]) -> Notes {
-        let get = |key: &str| {
-            meta.iter()
-                .find(|(name, _)| name == key)
-                .map(|(_, value)| value.as_str())
-        };
+        let get = |key: &str| meta.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
         let text = |key: &str| get(key).unwrap_or_default().to_owned();
-        let number = |key: &str, other: u32| {
-            get(key)
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(other)
-        };
+        let number = |key: &str, other: u32| get(key).and_then(|value| value.parse().ok()).unwrap_or(other);
         let cwd = text("cwd");
         Notes {
             command: text("command"),
-            probe: get("ready_type")
-                .zip(get("ready_target"))
-                .and_then(|(kind, target)| Probe::read(kind, target)),
+            probe: get("ready_type").zip(get("ready_target")).and_then(|(kind, target)| Probe::read(kind, target)),
             ready_timeout_seconds: number("ready_timeout_seconds", 30),
             ready_interval_ms: number("ready_interval_ms", 500),
             ready_at: get("ready_at").and_then(|value| value.parse().ok()),
-            stop_reason: get("stop_reason")
-                .filter(|reason| !reason.is_empty())
-                .map(str::to_owned),
+            stop_reason: get("stop_reason").filter(|reason| !reason.is_empty()).map(str::to_owned),
             cwd,
         }
     }
@@ -56,14 +44,8 @@ impl Notes {
         let mut meta = vec![
             ("command".to_owned(), self.command.clone()),
             ("cwd".to_owned(), self.cwd.clone()),
-            (
-                "ready_timeout_seconds".to_owned(),
-                self.ready_timeout_seconds.to_string(),
-            ),
-            (
-                "ready_interval_ms".to_owned(),
-                self.ready_interval_ms.to_string(),
-            ),
+            ("ready_timeout_seconds".to_owned(), self.ready_timeout_seconds.to_string()),
+            ("ready_interval_ms".to_owned(), self.ready_interval_ms.to_string()),
         ];
         if let Some(probe) = &self.probe {
             meta.push(("ready_type".to_owned(), probe.kind().to_owned()));
@@ -92,13 +74,7 @@ mod tests {
         meta.push(("ready_at".into(), "12.5".into()));
         meta.push(("stop_reason".into(), "sigterm".into()));
         let read = Notes::read(&meta);
-        assert_eq!(
-            (read.ready_at, read.stop_reason.as_deref()),
-            (Some(12.5), Some("sigterm"))
-        );
-        assert_eq!(
-            Notes::read(&[("ready_at".into(), "x".into())]).ready_at,
-            None
-        );
+        assert_eq!((read.ready_at, read.stop_reason.as_deref()), (Some(12.5), Some("sigterm")));
+        assert_eq!(Notes::read(&[("ready_at".into(), "x".into())]).ready_at, None);
     }
 }

@@ -27,28 +27,15 @@ impl Probe {
         http: Option<&str>,
         command: Option<&str>,
     ) -> Result<Option<Probe>, ToolError> {
-        let given = [
-            ("file", file),
-            ("tcp", tcp),
-            ("http", http),
-            ("command", command),
-        ];
-        let mut given = given
-            .into_iter()
-            .filter_map(|(kind, target)| target.map(|target| (kind, target)));
+        let given = [("file", file), ("tcp", tcp), ("http", http), ("command", command)];
+        let mut given = given.into_iter().filter_map(|(kind, target)| target.map(|target| (kind, target)));
         let Some((kind, target)) = given.next() else {
             return Ok(None);
         };
         if let Some((other, _)) = given.next() {
-            return Err(invalid(format!(
-                "ready_{kind} and ready_{other} cannot be used together"
-            )));
+            return Err(invalid(format!("ready_{kind} and ready_{other} cannot be used together")));
         }
-        let target = if kind == "file" {
-            path(target)?
-        } else {
-            target.trim().to_owned()
-        };
+        let target = if kind == "file" { path(target)? } else { target.trim().to_owned() };
         Probe::read(kind, &target).map(Some).ok_or_else(|| {
             invalid(match kind {
                 "tcp" => format!("ready_tcp '{target}' must be HOST:PORT"),
@@ -66,15 +53,11 @@ impl Probe {
         match kind {
             "file" => Some(Probe::File(target.to_owned())),
             "command" => Some(Probe::Command(target.to_owned())),
-            "http" => target
-                .starts_with("http://")
-                .then(|| Probe::Http(target.to_owned())),
+            "http" => target.starts_with("http://").then(|| Probe::Http(target.to_owned())),
             "tcp" => {
                 let (host, port) = target.rsplit_once(':')?;
                 let port = port.parse().ok().filter(|port| *port > 0)?;
-                let host = host
-                    .strip_prefix('[')
-                    .map_or(Some(host), |inner| inner.strip_suffix(']'))?;
+                let host = host.strip_prefix('[').map_or(Some(host), |inner| inner.strip_suffix(']'))?;
                 (!host.is_empty()).then(|| Probe::Tcp(target.to_owned(), host.to_owned(), port))
             }
             _ => None,
@@ -94,10 +77,7 @@ impl Probe {
     /// What it looks at, as it was given.
     pub fn target(&self) -> &str {
         match self {
-            Probe::File(target)
-            | Probe::Tcp(target, ..)
-            | Probe::Http(target)
-            | Probe::Command(target) => target,
+            Probe::File(target) | Probe::Tcp(target, ..) | Probe::Http(target) | Probe::Command(target) => target,
         }
     }
 }
@@ -109,29 +89,15 @@ mod tests {
     #[test]
     fn one_probe_is_made_of_the_arguments() {
         assert_eq!(Probe::new(None, None, None, None), Ok(None));
-        assert_eq!(
-            Probe::new(Some("ready"), None, None, None).unwrap(),
-            Some(Probe::File("/workspace/ready".into()))
-        );
+        assert_eq!(Probe::new(Some("ready"), None, None, None).unwrap(), Some(Probe::File("/workspace/ready".into())));
         let tcp = |target| Probe::new(None, Some(target), None, None).ok().flatten();
-        assert_eq!(
-            tcp("localhost:80"),
-            Some(Probe::Tcp("localhost:80".into(), "localhost".into(), 80))
-        );
-        assert_eq!(
-            tcp("[::1]:80"),
-            Some(Probe::Tcp("[::1]:80".into(), "::1".into(), 80))
-        );
+        assert_eq!(tcp("localhost:80"), Some(Probe::Tcp("localhost:80".into(), "localhost".into(), 80)));
+        assert_eq!(tcp("[::1]:80"), Some(Probe::Tcp("[::1]:80".into(), "::1".into(), 80)));
         for bad in ["80", ":80", "a:0", "a:70000", "a:x", ""] {
             assert_eq!(tcp(bad), None, "{bad}");
         }
         assert!(Probe::new(None, None, Some("https://x"), None).is_err());
         assert!(Probe::new(Some("../x"), None, None, None).is_err());
-        assert!(
-            Probe::new(None, Some("a:1"), None, Some("true"))
-                .unwrap_err()
-                .message
-                .contains("together")
-        );
+        assert!(Probe::new(None, Some("a:1"), None, Some("true")).unwrap_err().message.contains("together"));
     }
 }

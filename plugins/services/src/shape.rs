@@ -53,10 +53,10 @@ impl Service {
             workspace_id: workspace_id.to_owned(),
             state: state(info.running, notes.stop_reason.as_deref()).to_owned(),
             service_name: info.name,
-            readiness: notes.probe.as_ref().map(|probe| Readiness {
-                r#type: probe.kind().to_owned(),
-                target: probe.target().to_owned(),
-            }),
+            readiness: notes
+                .probe
+                .as_ref()
+                .map(|probe| Readiness { r#type: probe.kind().to_owned(), target: probe.target().to_owned() }),
             command: notes.command,
             cwd: notes.cwd,
             started_at: info.started_at,
@@ -85,14 +85,10 @@ pub fn name(name: &str) -> Result<String, ToolError> {
     let name = name.trim();
     let mut bytes = name.bytes();
     let valid = name.len() <= 64
-        && bytes
-            .next()
-            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
     if !valid {
-        return Err(invalid(format!(
-            "service_name '{name}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$"
-        )));
+        return Err(invalid(format!("service_name '{name}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$")));
     }
     Ok(name.to_owned())
 }
@@ -100,11 +96,10 @@ pub fn name(name: &str) -> Result<String, ToolError> {
 /// Gives a failure the words of the service tools.
 pub fn failed(workspace_id: &str, name: &str, error: Error) -> ToolError {
     match error.code.as_str() {
-        "not_found" => ToolError::new(
-            "not_found",
-            format!("service '{name}' does not exist in workspace '{workspace_id}'"),
-        )
-        .with_hint("list them with service_list"),
+        "not_found" => {
+            ToolError::new("not_found", format!("service '{name}' does not exist in workspace '{workspace_id}'"))
+                .with_hint("list them with service_list")
+        }
         "already_exists" => ToolError::new(
             "already_exists",
             format!("service '{name}' is already running in workspace '{workspace_id}'"),

@@ -45,8 +45,7 @@ pub fn start(
     let deadline = Duration::from_secs(u64::from(notes.ready_timeout_seconds));
     loop {
         if !info.running {
-            return annotate(guest, name, "stop_reason", "process_exited_before_ready")
-                .map_err(told);
+            return annotate(guest, name, "stop_reason", "process_exited_before_ready").map_err(told);
         }
         if is_ready(guest, &notes.cwd, probe)? {
             return annotate(guest, name, "ready_at", &now()).map_err(told);
@@ -56,13 +55,8 @@ pub fn start(
             services::stop(guest.machine(), name, GRACE_MS).map_err(told)?;
             return annotate(guest, name, "stop_reason", "readiness_timeout").map_err(told);
         }
-        call.progress(
-            waited.as_secs_f64(),
-            Some(deadline.as_secs_f64()),
-            "waiting for readiness",
-        );
-        let pause =
-            Duration::from_millis(u64::from(notes.ready_interval_ms)).min(deadline - waited);
+        call.progress(waited.as_secs_f64(), Some(deadline.as_secs_f64()), "waiting for readiness");
+        let pause = Duration::from_millis(u64::from(notes.ready_interval_ms)).min(deadline - waited);
         let pause = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX).max(1);
         info = services::wait(guest.machine(), name, pause).map_err(told)?;
     }
@@ -74,9 +68,7 @@ fn annotate(guest: &Guest, name: &str, key: &str, value: &str) -> Result<Service
 
 /// Unix seconds.
 fn now() -> String {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:.3}", since.as_secs_f64())
 }
 
@@ -89,11 +81,7 @@ fn is_ready(guest: &Guest, cwd: &str, probe: &Probe) -> Result<bool, ToolError> 
         Probe::Command(command) => {
             let command = exec::Command {
                 program: Program::Shell(command.clone()),
-                cwd: Some(if cwd.is_empty() {
-                    WORKSPACE.to_owned()
-                } else {
-                    cwd.to_owned()
-                }),
+                cwd: Some(if cwd.is_empty() { WORKSPACE.to_owned() } else { cwd.to_owned() }),
                 env: Vec::new(),
                 stdin: Input::None,
                 timeout_ms: PROBE_COMMAND_MS,

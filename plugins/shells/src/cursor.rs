@@ -25,11 +25,7 @@ pub struct Share {
 /// `whole_sequences` holds an unfinished control sequence back; `last` says that no more bytes will
 /// come, so that nothing is held back.
 pub fn take(output: &[u8], max_chars: usize, whole_sequences: bool, last: bool) -> Share {
-    let complete = if last {
-        output.len()
-    } else {
-        complete_characters(output)
-    };
+    let complete = if last { output.len() } else { complete_characters(output) };
     let mut share = decode(output.get(..complete).unwrap_or_default(), max_chars);
     if whole_sequences && !(last && !share.cut) {
         let settled = settled_prefix(&share.text);
@@ -38,11 +34,7 @@ pub fn take(output: &[u8], max_chars: usize, whole_sequences: bool, last: bool) 
             share.bytes = source_length(output, share.text.get(..settled).unwrap_or_default());
             share.text.truncate(settled);
         } else if settled == 0 && share.text.len() <= MAX_SEQUENCE && !share.cut {
-            share = Share {
-                text: String::new(),
-                bytes: 0,
-                cut: false,
-            };
+            share = Share { text: String::new(), bytes: 0, cut: false };
         }
     }
     share
@@ -65,11 +57,7 @@ fn complete_characters(bytes: &[u8]) -> usize {
 }
 
 fn decode(bytes: &[u8], max_chars: usize) -> Share {
-    let mut share = Share {
-        text: String::new(),
-        bytes: 0,
-        cut: false,
-    };
+    let mut share = Share { text: String::new(), bytes: 0, cut: false };
     let mut chars = 0;
     for chunk in bytes.utf8_chunks() {
         for (at, character) in chunk.valid().char_indices() {
@@ -125,57 +113,28 @@ mod tests {
     #[test]
     fn a_character_is_never_split() {
         let output = "aä€😀".as_bytes();
-        for (end, text, bytes) in [
-            (2, "a", 1),
-            (3, "aä", 3),
-            (5, "aä", 3),
-            (9, "aä€", 6),
-            (10, "aä€😀", 10),
-        ] {
-            assert_eq!(
-                share(&output[..end], 99, false, false),
-                (text.to_owned(), bytes, false)
-            );
+        for (end, text, bytes) in [(2, "a", 1), (3, "aä", 3), (5, "aä", 3), (9, "aä€", 6), (10, "aä€😀", 10)]
+        {
+            assert_eq!(share(&output[..end], 99, false, false), (text.to_owned(), bytes, false));
         }
-        assert_eq!(
-            share(&output[..2], 99, false, true),
-            ("a\u{fffd}".to_owned(), 2, false)
-        );
-        assert_eq!(
-            share(b"a\xff\x80b", 99, false, false),
-            ("a\u{fffd}\u{fffd}b".to_owned(), 4, false)
-        );
+        assert_eq!(share(&output[..2], 99, false, true), ("a\u{fffd}".to_owned(), 2, false));
+        assert_eq!(share(b"a\xff\x80b", 99, false, false), ("a\u{fffd}\u{fffd}b".to_owned(), 4, false));
     }
 
     #[test]
     fn the_limit_counts_characters() {
-        assert_eq!(
-            share("aä€".as_bytes(), 2, false, false),
-            ("aä".to_owned(), 3, true)
-        );
-        assert_eq!(
-            share("aä".as_bytes(), 2, false, false),
-            ("aä".to_owned(), 3, false)
-        );
-        assert_eq!(
-            share(b"\xff\xff", 1, false, false),
-            ("\u{fffd}".to_owned(), 1, true)
-        );
+        assert_eq!(share("aä€".as_bytes(), 2, false, false), ("aä".to_owned(), 3, true));
+        assert_eq!(share("aä".as_bytes(), 2, false, false), ("aä".to_owned(), 3, false));
+        assert_eq!(share(b"\xff\xff", 1, false, false), ("\u{fffd}".to_owned(), 1, true));
     }
 
     #[test]
     fn an_open_sequence_waits_for_its_end() {
-        assert_eq!(
-            share(b"ab\x1b[3", 99, true, false),
-            ("ab".to_owned(), 2, false)
-        );
+        assert_eq!(share(b"ab\x1b[3", 99, true, false), ("ab".to_owned(), 2, false));
         assert_eq!(share(b"\x1b[3", 99, true, false), (String::new(), 0, false));
         assert_eq!(share(b"ab\x1b[31mc", 99, true, false).1, 8);
         assert_eq!(share(b"ab\x1b[3", 99, true, true).1, 5);
-        assert_eq!(
-            share(b"ab\xff\x1b[31m", 5, true, false),
-            ("ab\u{fffd}".to_owned(), 3, true)
-        );
+        assert_eq!(share(b"ab\xff\x1b[31m", 5, true, false), ("ab\u{fffd}".to_owned(), 3, true));
         // An escape that never ends does not stop the reader for ever.
         let endless = [b"\x1b]0;".to_vec(), vec![b'x'; 5000]].concat();
         assert_eq!(share(&endless, 9999, true, false).1, endless.len());

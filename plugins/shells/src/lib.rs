@@ -13,15 +13,7 @@ use tools::resize::ShellResize;
 use tools::signal::ShellSignal;
 use tools::write::ShellWrite;
 
-pyro_plugin_sdk::export!(
-    ShellOpen,
-    ShellList,
-    ShellRead,
-    ShellWrite,
-    ShellResize,
-    ShellSignal,
-    ShellClose
-);
+pyro_plugin_sdk::export!(ShellOpen, ShellList, ShellRead, ShellWrite, ShellResize, ShellSignal, ShellClose);
 
 #[cfg(test)]
 mod tests {
@@ -36,9 +28,6 @@ mod tests {
             "shell_signal(workspace_id*, shell_id*, signal_name=\"INT\")",
             "shell_close(workspace_id*, shell_id*)",
         ];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

@@ -46,10 +46,7 @@ pub fn render(text: &str, cols: u32, rows: u32) -> Plain {
             renderer.finish()
         }
         // Only a terminal without columns or rows, which the guest agent does not make.
-        None => Plain {
-            text: text.to_owned(),
-            dropped: false,
-        },
+        None => Plain { text: text.to_owned(), dropped: false },
     }
 }
 
@@ -91,22 +88,15 @@ impl Renderer {
         let lines = transcript.finish(&self.terminal);
         self.keep(lines);
         if self.terminal.active_screen_kind() == ScreenKind::Alternate {
-            let mut screen: Vec<String> = self
-                .terminal
-                .screen()
-                .visible_lines()
-                .map(|line| line.text().trim_end().to_owned())
-                .collect();
+            let mut screen: Vec<String> =
+                self.terminal.screen().visible_lines().map(|line| line.text().trim_end().to_owned()).collect();
             while screen.last().is_some_and(String::is_empty) {
                 screen.pop();
             }
             self.keep(screen);
         }
         let text = Vec::from(self.lines).join("\n");
-        Plain {
-            text,
-            dropped: self.dropped,
-        }
+        Plain { text, dropped: self.dropped }
     }
 
     fn keep(&mut self, lines: Vec<String>) {
@@ -135,10 +125,7 @@ mod tests {
 
     #[test]
     fn a_carriage_return_overwrites() {
-        assert_eq!(
-            plain("downloading 10%\rdownloading 50%\rdone\x1b[K\r\nnext"),
-            "done\nnext"
-        );
+        assert_eq!(plain("downloading 10%\rdownloading 50%\rdone\x1b[K\r\nnext"), "done\nnext");
         assert_eq!(plain("abc\rX"), "Xbc");
         assert_eq!(plain("abc\x08\x08X"), "aXc");
         assert_eq!(plain("abc\x08 \x08d"), "abd");
@@ -151,33 +138,19 @@ mod tests {
         assert_eq!(plain(pip), "Collecting x\n   ━━━━ 1.2/1.2 MB\nInstalled x");
         let cargo = "\x1b[1m\x1b[32m   Compiling\x1b[0m a v1\r\n\x1b[1m\x1b[36m    Building\x1b[0m [==> ] 1/2\r\x1b[K\
                      \x1b[1m\x1b[32m   Compiling\x1b[0m b v1\r\n\x1b[1m\x1b[36m    Building\x1b[0m [===>] 2/2\r\x1b[K\x1b[1m\x1b[32m    Finished\x1b[0m\r\n";
-        assert_eq!(
-            plain(cargo),
-            "   Compiling a v1\n   Compiling b v1\n    Finished"
-        );
+        assert_eq!(plain(cargo), "   Compiling a v1\n   Compiling b v1\n    Finished");
         // Several bars, redrawn by moving up, as docker pull and npm do.
-        assert_eq!(
-            plain("a: 10%\r\nb: 10%\r\n\x1b[2A\x1b[2Ka: 90%\x1b[1B\r\x1b[2Kb: 99%\r\n"),
-            "a: 90%\nb: 99%"
-        );
+        assert_eq!(plain("a: 10%\r\nb: 10%\r\n\x1b[2A\x1b[2Ka: 90%\x1b[1B\r\x1b[2Kb: 99%\r\n"), "a: 90%\nb: 99%");
     }
 
     #[test]
     fn colours_titles_and_other_strings_leave_no_trace() {
         assert_eq!(
-            plain(
-                "\x1b]0;root@host: ~\x07\x1b[01;34mdir\x1b[0m  file\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\"
-            ),
+            plain("\x1b]0;root@host: ~\x07\x1b[01;34mdir\x1b[0m  file\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\"),
             "dir  filelink"
         );
-        assert_eq!(
-            plain("\x1bP1$r0m\x1b\\ok\x1b_apc\x1b\\\x1b^pm\x1b\\!"),
-            "ok!"
-        );
-        assert_eq!(
-            plain("\x1b[?2004hpyro$ ls\r\n\x1b[?2004la  b\r\n"),
-            "pyro$ ls\na  b"
-        );
+        assert_eq!(plain("\x1bP1$r0m\x1b\\ok\x1b_apc\x1b\\\x1b^pm\x1b\\!"), "ok!");
+        assert_eq!(plain("\x1b[?2004hpyro$ ls\r\n\x1b[?2004la  b\r\n"), "pyro$ ls\na  b");
     }
 
     #[test]
@@ -189,29 +162,20 @@ mod tests {
         assert_eq!(plain("\x1b[5;3Hx\x1b[1;1Hy"), "y\n\n\n\n  x");
         assert_eq!(plain("a\x1b[3@b\x1b[P"), "ab");
         // What a clear takes from the screen is still what was printed.
-        assert_eq!(
-            plain("before\r\n\x1b[H\x1b[2J\x1b[3Jafter"),
-            "before\nafter"
-        );
+        assert_eq!(plain("before\r\n\x1b[H\x1b[2J\x1b[3Jafter"), "before\nafter");
     }
 
     #[test]
     fn an_editor_shows_its_screen_while_it_runs_and_leaves_none() {
         let open = "$ vim x\r\n\x1b[?1049h\x1b[22;0;0t\x1b[1;10r\x1b[H\x1b[2Jhello\r\n\x1b[94m~\r\n~\x1b[0m\x1b[10;1H\"x\" 1L, 6B\x1b[1;1H";
-        assert_eq!(
-            plain(open),
-            "$ vim x\nhello\n~\n~\n\n\n\n\n\n\n\"x\" 1L, 6B"
-        );
+        assert_eq!(plain(open), "$ vim x\nhello\n~\n~\n\n\n\n\n\n\n\"x\" 1L, 6B");
         assert_eq!(plain(&format!("{open}\x1b[?1049l$ ")), "$ vim x\n$");
     }
 
     #[test]
     fn wide_characters_and_wrapping_keep_their_text() {
         let long = "x".repeat(95);
-        assert_eq!(
-            plain(&format!("{long}\r\n日本語 😀 é\r\n")),
-            format!("{long}\n日本語 😀 é")
-        );
+        assert_eq!(plain(&format!("{long}\r\n日本語 😀 é\r\n")), format!("{long}\n日本語 😀 é"));
     }
 
     #[test]

@@ -46,14 +46,11 @@ impl Shell {
 /// Gives a failure the words of the shell tools.
 pub fn failed(workspace_id: &str, shell_id: &str, error: Error) -> ToolError {
     match error.code.as_str() {
-        "not_found" => ToolError::new(
-            "not_found",
-            format!("shell '{shell_id}' does not exist in workspace '{workspace_id}'"),
-        )
-        .with_hint("open one with shell_open"),
-        "invalid_state" => {
-            ToolError::new("invalid_state", format!("shell {shell_id} is not running"))
+        "not_found" => {
+            ToolError::new("not_found", format!("shell '{shell_id}' does not exist in workspace '{workspace_id}'"))
+                .with_hint("open one with shell_open")
         }
+        "invalid_state" => ToolError::new("invalid_state", format!("shell {shell_id} is not running")),
         _ => error.into(),
     }
 }

@@ -46,10 +46,8 @@ impl Tool for SnapshotCreate {
             return Err(invalid("snapshot_name 'baseline' is reserved"));
         }
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
-        let info = guest
-            .workspace()
-            .create_snapshot(&name)
-            .map_err(|error| failed(&arguments.workspace_id, &name, error))?;
+        let info =
+            guest.workspace().create_snapshot(&name).map_err(|error| failed(&arguments.workspace_id, &name, error))?;
         Ok(Output {
             snapshot: Snapshot::new(&arguments.workspace_id, info),
             execution_mode: guest.execution_mode(),

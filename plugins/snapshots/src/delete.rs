@@ -28,10 +28,7 @@ pub struct SnapshotDelete;
 impl Tool for SnapshotDelete {
     const NAME: &'static str = "snapshot_delete";
     const DESCRIPTION: &'static str = "Deletes a snapshot.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
@@ -49,13 +46,7 @@ impl Tool for SnapshotDelete {
             return Err(invalid("cannot delete the baseline snapshot"));
         }
         let workspace = open(&arguments.workspace_id)?;
-        workspace
-            .delete_snapshot(&name)
-            .map_err(|error| failed(&arguments.workspace_id, &name, error))?;
-        Ok(Output {
-            workspace_id: arguments.workspace_id,
-            snapshot_name: name,
-            deleted: true,
-        })
+        workspace.delete_snapshot(&name).map_err(|error| failed(&arguments.workspace_id, &name, error))?;
+        Ok(Output { workspace_id: arguments.workspace_id, snapshot_name: name, deleted: true })
     }
 }

@@ -20,9 +20,6 @@ mod tests {
             "snapshot_list(workspace_id*)",
             "snapshot_delete(workspace_id*, snapshot_name*)",
         ];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

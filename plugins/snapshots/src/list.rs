@@ -32,24 +32,13 @@ impl Tool for SnapshotList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "snapshot", "list"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "snapshot", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let id = arguments.workspace_id;
-        let snapshots: Vec<Snapshot> = open(&id)?
-            .snapshots()?
-            .into_iter()
-            .map(|info| Snapshot::new(&id, info))
-            .collect();
-        Ok(Output {
-            workspace_id: id,
-            count: snapshots.len(),
-            snapshots,
-        })
+        let snapshots: Vec<Snapshot> =
+            open(&id)?.snapshots()?.into_iter().map(|info| Snapshot::new(&id, info)).collect();
+        Ok(Output { workspace_id: id, count: snapshots.len(), snapshots })
     }
 }

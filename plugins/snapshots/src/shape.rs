@@ -43,14 +43,10 @@ pub fn name(name: &str) -> Result<String, ToolError> {
     let name = name.trim();
     let mut bytes = name.bytes();
     let valid = name.len() <= 64
-        && bytes
-            .next()
-            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
     if !valid {
-        return Err(invalid(format!(
-            "snapshot_name '{name}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$"
-        )));
+        return Err(invalid(format!("snapshot_name '{name}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$")));
     }
     Ok(name.to_owned())
 }
@@ -58,15 +54,13 @@ pub fn name(name: &str) -> Result<String, ToolError> {
 /// Gives a failure the words of the snapshot tools.
 pub fn failed(workspace_id: &str, name: &str, error: Error) -> ToolError {
     match error.code.as_str() {
-        "not_found" => ToolError::new(
-            "not_found",
-            format!("snapshot '{name}' does not exist in workspace '{workspace_id}'"),
-        )
-        .with_hint("list them with snapshot_list"),
-        "already_exists" => ToolError::new(
-            "already_exists",
-            format!("snapshot '{name}' already exists in workspace '{workspace_id}'"),
-        ),
+        "not_found" => {
+            ToolError::new("not_found", format!("snapshot '{name}' does not exist in workspace '{workspace_id}'"))
+                .with_hint("list them with snapshot_list")
+        }
+        "already_exists" => {
+            ToolError::new("already_exists", format!("snapshot '{name}' already exists in workspace '{workspace_id}'"))
+        }
         _ => error.into(),
     }
 }

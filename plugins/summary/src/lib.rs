@@ -14,9 +14,6 @@ mod tests {
     #[test]
     fn the_tools_take_what_the_contract_says() {
         let expected = ["workspace_summary(workspace_id*, commands=10)"];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

@@ -92,27 +92,16 @@ impl Tool for WorkspaceSummary {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "summary"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "summary"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let workspace = open(&arguments.workspace_id)?;
         let info = workspace.info()?;
-        let last = info
-            .last_command
-            .as_ref()
-            .map_or(0, |command| command.sequence);
+        let last = info.last_command.as_ref().map_or(0, |command| command.sequence);
         let first = last.saturating_sub(u64::from(arguments.commands));
         let history = workspace.commands(first, PAGE)?;
-        let snapshots = workspace
-            .snapshots()?
-            .into_iter()
-            .map(|snapshot| snapshot.name)
-            .collect();
+        let snapshots = workspace.snapshots()?.into_iter().map(|snapshot| snapshot.name).collect();
         let mut output = Output {
             workspace_id: arguments.workspace_id,
             state: info.state,
@@ -130,19 +119,11 @@ impl Tool for WorkspaceSummary {
             output.changes = Some(changed(&guest)?);
             output.services = services::list(guest.machine())?
                 .into_iter()
-                .map(|service| Running {
-                    id: service.name,
-                    running: service.running,
-                    exit_code: service.exit_code,
-                })
+                .map(|service| Running { id: service.name, running: service.running, exit_code: service.exit_code })
                 .collect();
             output.shells = terminals::list(guest.machine())?
                 .into_iter()
-                .map(|shell| Running {
-                    id: shell.id,
-                    running: shell.state == "running",
-                    exit_code: shell.exit_code,
-                })
+                .map(|shell| Running { id: shell.id, running: shell.state == "running", exit_code: shell.exit_code })
                 .collect();
         }
         Ok(output)
@@ -154,34 +135,16 @@ fn command(record: CommandRecord) -> Command {
     if command.len() < record.command.len() {
         command.push('…');
     }
-    Command {
-        sequence: record.sequence,
-        command,
-        exit_code: record.exit_code,
-        duration_ms: record.duration_ms,
-    }
+    Command { sequence: record.sequence, command, exit_code: record.exit_code, duration_ms: record.duration_ms }
 }
 
 fn changed(guest: &Guest) -> Result<Changes, ToolError> {
-    let failed = |error| {
-        ToolError::new(
-            "invalid_archive",
-            format!("the workspace's tree cannot be compared: {error}"),
-        )
-    };
+    let failed = |error| ToolError::new("invalid_archive", format!("the workspace's tree cannot be compared: {error}"));
     let limits = TreeLimits::default();
-    let before = Tree::index(
-        reader(guest.workspace().read_snapshot("baseline")?),
-        &limits,
-    )
-    .map_err(failed)?;
+    let before = Tree::index(reader(guest.workspace().read_snapshot("baseline")?), &limits).map_err(failed)?;
     let after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;
     // Only which paths: no text is made.
-    let names = DiffLimits {
-        patch_bytes: 0,
-        entries: MAX_PATHS,
-        file_bytes: 0,
-    };
+    let names = DiffLimits { patch_bytes: 0, entries: MAX_PATHS, file_bytes: 0 };
     Ok(changes(&compare(&before, &after, &names).map_err(failed)?))
 }
 
@@ -193,11 +156,7 @@ fn changes(diff: &TreeDiff) -> Changes {
         modified: summary.modified,
         deleted: summary.deleted,
         type_changed: summary.type_changed,
-        paths: diff
-            .entries
-            .iter()
-            .map(|entry| format!("{} {}", entry.status.as_str(), entry.path))
-            .collect(),
+        paths: diff.entries.iter().map(|entry| format!("{} {}", entry.status.as_str(), entry.path)).collect(),
         truncated: summary.total > diff.entries.len(),
     }
 }
@@ -220,9 +179,6 @@ mod tests {
         };
         assert_eq!(command(record("ls")).command, "ls");
         let cut = command(record(&"ä".repeat(300))).command;
-        assert_eq!(
-            (cut.chars().count(), cut.ends_with('…')),
-            (MAX_COMMAND + 1, true)
-        );
+        assert_eq!((cut.chars().count(), cut.ends_with('…')), (MAX_COMMAND + 1, true));
     }
 }

@@ -24,11 +24,7 @@ pub struct DiffLimits {
 impl Default for DiffLimits {
     /// A result that fits in one tool answer, with files up to what a patch may change.
     fn default() -> Self {
-        DiffLimits {
-            patch_bytes: 256 * 1024,
-            entries: 2_000,
-            file_bytes: 1 << 20,
-        }
+        DiffLimits { patch_bytes: 256 * 1024, entries: 2_000, file_bytes: 1 << 20 }
     }
 }
 
@@ -47,10 +43,7 @@ impl TreeDiff {
     /// All text patches in the order of the paths: one patch that leads from the first tree to the
     /// second, as far as text goes.
     pub fn patch(&self) -> String {
-        self.entries
-            .iter()
-            .filter_map(|entry| entry.text_patch.as_deref())
-            .collect()
+        self.entries.iter().filter_map(|entry| entry.text_patch.as_deref()).collect()
     }
 }
 
@@ -150,20 +143,10 @@ pub fn compare<B: Read + Seek, A: Read + Seek>(
         limits,
         budget: DiffBudget::default(),
         patch_bytes: 0,
-        diff: TreeDiff {
-            entries: Vec::new(),
-            summary: DiffSummary::default(),
-            truncated: false,
-        },
+        diff: TreeDiff { entries: Vec::new(), summary: DiffSummary::default(), truncated: false },
     };
     for path in paths {
-        comparison.path(
-            path,
-            old.get(path).copied(),
-            new.get(path).copied(),
-            before,
-            after,
-        )?;
+        comparison.path(path, old.get(path).copied(), new.get(path).copied(), before, after)?;
     }
     Ok(comparison.diff)
 }
@@ -182,9 +165,7 @@ fn visible(entries: &BTreeMap<String, Entry>) -> BTreeMap<&str, &EntryKind> {
     }
     entries
         .iter()
-        .filter(|(path, entry)| {
-            entry.kind != EntryKind::Directory || !occupied.contains(path.as_str())
-        })
+        .filter(|(path, entry)| entry.kind != EntryKind::Directory || !occupied.contains(path.as_str()))
         .map(|(path, entry)| (path.as_str(), &entry.kind))
         .collect()
 }
@@ -260,13 +241,7 @@ impl Comparison<'_> {
             summary.non_text += 1;
         }
         let artifact_type = new.or(old).map_or("file", type_name);
-        self.diff.entries.push(DiffEntry {
-            path: path.to_owned(),
-            status,
-            artifact_type,
-            text_patch,
-            omitted,
-        });
+        self.diff.entries.push(DiffEntry { path: path.to_owned(), status, artifact_type, text_patch, omitted });
         Ok(())
     }
 
@@ -278,27 +253,16 @@ impl Comparison<'_> {
         after: Option<(u64, &Tree<A>)>,
     ) -> Result<Result<Option<String>, Omitted>, TreeError> {
         let limit = self.limits.file_bytes;
-        let sizes = [
-            before.as_ref().map(|side| side.0),
-            after.as_ref().map(|side| side.0),
-        ];
+        let sizes = [before.as_ref().map(|side| side.0), after.as_ref().map(|side| side.0)];
         if sizes.into_iter().flatten().any(|size| size > limit) {
             return Ok(Err(Omitted::TooLarge));
         }
         if self.patch_bytes >= self.limits.patch_bytes {
             return Ok(Err(Omitted::Limit));
         }
-        let old = before
-            .map(|(size, tree)| tree.read(path, 0, size))
-            .transpose()?;
-        let new = after
-            .map(|(size, tree)| tree.read(path, 0, size))
-            .transpose()?;
-        if [&old, &new]
-            .into_iter()
-            .flatten()
-            .any(|text| !is_text(text))
-        {
+        let old = before.map(|(size, tree)| tree.read(path, 0, size)).transpose()?;
+        let new = after.map(|(size, tree)| tree.read(path, 0, size)).transpose()?;
+        if [&old, &new].into_iter().flatten().any(|text| !is_text(text)) {
             return Ok(Err(Omitted::Binary));
         }
         let Some(patch) = file_diff(path, old.as_deref(), new.as_deref(), &mut self.budget) else {
@@ -308,9 +272,7 @@ impl Comparison<'_> {
             return Ok(Err(Omitted::Limit));
         }
         self.patch_bytes += patch.len();
-        Ok(String::from_utf8(patch)
-            .map(Some)
-            .map_err(|_| Omitted::Binary))
+        Ok(String::from_utf8(patch).map(Some).map_err(|_| Omitted::Binary))
     }
 }
 

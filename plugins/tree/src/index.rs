@@ -19,10 +19,7 @@ pub struct TreeLimits {
 impl Default for TreeLimits {
     /// A large source tree with its dependencies; two indexes fit in 32 MiB of memory.
     fn default() -> Self {
-        TreeLimits {
-            entries: 100_000,
-            name_bytes: 10 << 20,
-        }
+        TreeLimits { entries: 100_000, name_bytes: 10 << 20 }
     }
 }
 
@@ -92,11 +89,7 @@ impl<R: Read + Seek> Tree<R> {
         let end = reader.seek(SeekFrom::End(0))?;
         reader.seek(SeekFrom::Start(0))?;
         let mut archive = Archive::new(reader);
-        let mut table = Table {
-            entries: BTreeMap::new(),
-            name_bytes: 0,
-            limits,
-        };
+        let mut table = Table { entries: BTreeMap::new(), name_bytes: 0, limits };
         let mut pending = Pending::default();
         // Raw: the crate's own reading of extended headers has no bound.
         for member in archive.entries_with_seek()?.raw(true) {
@@ -106,10 +99,7 @@ impl<R: Read + Seek> Tree<R> {
             let size = header.entry_size()?;
             let offset = member.raw_file_position();
             let plain = String::from_utf8_lossy(&header.path_bytes()).into_owned();
-            let refuse = |reason| TreeError::Member {
-                path: plain.clone(),
-                reason,
-            };
+            let refuse = |reason| TreeError::Member { path: plain.clone(), reason };
             if offset.checked_add(size).is_none_or(|last| last > end) {
                 return Err(refuse("its content lies behind the end of the archive"));
             }
@@ -117,11 +107,7 @@ impl<R: Read + Seek> Tree<R> {
                 EntryType::GNULongName | EntryType::GNULongLink => {
                     let value = extension(&mut member, size).map_err(refuse_or_io(&plain))?;
                     let value = value.strip_suffix(&[0]).unwrap_or(&value).to_vec();
-                    let slot = if kind == EntryType::GNULongName {
-                        &mut pending.path
-                    } else {
-                        &mut pending.link
-                    };
+                    let slot = if kind == EntryType::GNULongName { &mut pending.path } else { &mut pending.link };
                     *slot = Some(value);
                     continue;
                 }
@@ -135,29 +121,19 @@ impl<R: Read + Seek> Tree<R> {
                 _ => {}
             }
 
-            let Pending {
-                path,
-                link,
-                size: pax_size,
-            } = std::mem::take(&mut pending);
+            let Pending { path, link, size: pax_size } = std::mem::take(&mut pending);
             if pax_size.is_some_and(|pax| pax != size) {
                 return Err(refuse("two different sizes"));
             }
             let path = path.unwrap_or_else(|| member.header().path_bytes().into_owned());
-            let link = link.or_else(|| {
-                member
-                    .header()
-                    .link_name_bytes()
-                    .map(|link| link.into_owned())
-            });
+            let link = link.or_else(|| member.header().link_name_bytes().map(|link| link.into_owned()));
             let kind = match kind {
                 EntryType::Directory => EntryKind::Directory,
                 EntryType::Regular | EntryType::Continuous => EntryKind::File { size, offset },
                 EntryType::Symlink => {
                     let target = String::from_utf8(link.unwrap_or_default())
                         .map_err(|_| refuse("link target is not valid UTF-8"))?;
-                    if target.is_empty() || target.contains('\0') || target.len() as u64 > MAX_PATH
-                    {
+                    if target.is_empty() || target.contains('\0') || target.len() as u64 > MAX_PATH {
                         return Err(refuse("link target is empty or too long"));
                     }
                     EntryKind::Symlink { target }
@@ -168,10 +144,7 @@ impl<R: Read + Seek> Tree<R> {
             table.insert(path, Entry { kind, mode })?;
         }
         let entries = table.entries;
-        Ok(Tree {
-            reader: RefCell::new(archive.into_inner()),
-            entries,
-        })
+        Ok(Tree { reader: RefCell::new(archive.into_inner()), entries })
     }
 
     /// The members by path, sorted. The root itself is not among them; a directory that has members
@@ -185,15 +158,7 @@ impl<R: Read + Seek> Tree<R> {
     /// # Errors
     /// [`TreeError::NotAFile`], or a failed read.
     pub fn read(&self, path: &str, offset: u64, limit: u64) -> Result<Vec<u8>, TreeError> {
-        let Some(Entry {
-            kind:
-                EntryKind::File {
-                    size,
-                    offset: start,
-                },
-            ..
-        }) = self.entries.get(path)
-        else {
+        let Some(Entry { kind: EntryKind::File { size, offset: start }, .. }) = self.entries.get(path) else {
             return Err(TreeError::NotAFile(path.to_owned()));
         };
         let offset = offset.min(*size);
@@ -226,9 +191,7 @@ impl Pending {
                 b"path" => self.path = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => {
-                    let size = std::str::from_utf8(value)
-                        .ok()
-                        .and_then(|text| text.parse().ok());
+                    let size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                     self.size = Some(size.ok_or("malformed size")?);
                 }
                 key if key.starts_with(b"GNU.sparse.") => {
@@ -254,10 +217,7 @@ fn extension(member: &mut impl Read, size: u64) -> Result<Vec<u8>, Option<io::Er
 fn refuse_or_io(path: &str) -> impl Fn(Option<io::Error>) -> TreeError {
     move |error| match error {
         Some(error) => TreeError::Read(error),
-        None => TreeError::Member {
-            path: path.to_owned(),
-            reason: "its extended header is too long",
-        },
+        None => TreeError::Member { path: path.to_owned(), reason: "its extended header is too long" },
     }
 }
 
@@ -273,18 +233,10 @@ impl Table<'_> {
             Ok(path) => path,
             Err(error) => {
                 let path = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                return Err(TreeError::Member {
-                    path,
-                    reason: "its name is not valid UTF-8",
-                });
+                return Err(TreeError::Member { path, reason: "its name is not valid UTF-8" });
             }
         };
-        let refuse = |reason| {
-            Err(TreeError::Member {
-                path: path.clone(),
-                reason,
-            })
-        };
+        let refuse = |reason| Err(TreeError::Member { path: path.clone(), reason });
         let is_directory = entry.kind == EntryKind::Directory;
         let mut name = path.as_str();
         while let Some(rest) = name.strip_prefix("./") {
@@ -340,9 +292,6 @@ impl Table<'_> {
 
     fn has_members(&self, name: &str) -> bool {
         let first = format!("{name}/");
-        self.entries
-            .range(first.clone()..)
-            .next()
-            .is_some_and(|(path, _)| path.starts_with(&first))
+        self.entries.range(first.clone()..).next().is_some_and(|(path, _)| path.starts_with(&first))
     }
 }

@@ -35,10 +35,7 @@ pub fn workspace_path(path: &str) -> Result<String, WorkspacePathError> {
     if path.len() > MAX_PATH || path.contains('\0') {
         return Err(WorkspacePathError::Malformed);
     }
-    let mut parts: Vec<&str> = path
-        .split('/')
-        .filter(|part| !matches!(*part, "" | "."))
-        .collect();
+    let mut parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if parts.contains(&"..") {
         return Err(WorkspacePathError::Parent(path.to_owned()));
     }
@@ -58,9 +55,7 @@ pub fn workspace_path(path: &str) -> Result<String, WorkspacePathError> {
 
 /// The part of an absolute workspace path below the workspace; empty for the workspace itself.
 pub fn below_workspace(path: &str) -> &str {
-    path.strip_prefix(WORKSPACE)
-        .unwrap_or(path)
-        .trim_start_matches('/')
+    path.strip_prefix(WORKSPACE).unwrap_or(path).trim_start_matches('/')
 }
 
 #[cfg(test)]
@@ -78,17 +73,7 @@ mod tests {
         ] {
             assert_eq!(workspace_path(path).as_deref(), Ok(whole));
         }
-        for path in [
-            "",
-            " ",
-            "/",
-            "/etc",
-            "/workspaces",
-            "..",
-            "a/../b",
-            "/workspace/..",
-            "a\0",
-        ] {
+        for path in ["", " ", "/", "/etc", "/workspaces", "..", "a/../b", "/workspace/..", "a\0"] {
             assert!(workspace_path(path).is_err(), "{path:?}");
         }
         assert_eq!(below_workspace("/workspace/a/b"), "a/b");

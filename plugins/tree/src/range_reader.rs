@@ -19,13 +19,7 @@ pub struct RangeReader<F> {
 impl<F: FnMut(u64, u32) -> Vec<u8>> RangeReader<F> {
     /// Returns a reader at the start.
     pub fn new(size: u64, fetch: F) -> Self {
-        RangeReader {
-            fetch,
-            size,
-            position: 0,
-            window_start: 0,
-            window: Vec::new(),
-        }
+        RangeReader { fetch, size, position: 0, window_start: 0, window: Vec::new() }
     }
 
     /// The rest of the window from the current position on; filled when it is empty.
@@ -36,10 +30,7 @@ impl<F: FnMut(u64, u32) -> Vec<u8>> RangeReader<F> {
             self.window = (self.fetch)(self.position, WINDOW);
             self.window_start = self.position;
         }
-        let at = self
-            .position
-            .checked_sub(self.window_start)
-            .and_then(|at| usize::try_from(at).ok());
+        let at = self.position.checked_sub(self.window_start).and_then(|at| usize::try_from(at).ok());
         let rest = at.and_then(|at| self.window.get(at..)).unwrap_or_default();
         // A host that returns more than there is does not make the blob longer.
         let left = usize::try_from(self.size.saturating_sub(self.position)).unwrap_or(usize::MAX);
@@ -66,8 +57,7 @@ impl<F> Seek for RangeReader<F> {
             SeekFrom::End(by) => self.size.checked_add_signed(by),
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
         };
-        self.position = position
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+        self.position = position.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
         Ok(self.position)
     }
 }
@@ -93,12 +83,7 @@ mod tests {
             reader.seek(SeekFrom::Start(at)).unwrap();
             let mut part = Vec::new();
             (&mut reader).take(10).read_to_end(&mut part).unwrap();
-            assert_eq!(
-                part,
-                bytes
-                    .get(at as usize..)
-                    .map_or(&[][..], |rest| &rest[..rest.len().min(10)])
-            );
+            assert_eq!(part, bytes.get(at as usize..).map_or(&[][..], |rest| &rest[..rest.len().min(10)]));
         }
         assert!(reader.seek(SeekFrom::Current(-9_000_000)).is_err());
         drop(reader);

@@ -16,9 +16,7 @@ fn archive(members: &[(&str, EntryType, &str)]) -> Vec<u8> {
         header.set_mode(0o640);
         if *kind == EntryType::Symlink || *kind == EntryType::Link {
             header.set_size(0);
-            builder
-                .append_link(&mut header, name, data)
-                .expect("append");
+            builder.append_link(&mut header, name, data).expect("append");
         } else {
             header.set_size(data.len() as u64);
             // Written by hand, because the builder refuses the names that matter here.
@@ -27,9 +25,7 @@ fn archive(members: &[(&str, EntryType, &str)]) -> Vec<u8> {
                 header.set_cksum();
                 builder.append(&header, data.as_bytes()).expect("append");
             } else {
-                builder
-                    .append_data(&mut header, name, data.as_bytes())
-                    .expect("append");
+                builder.append_data(&mut header, name, data.as_bytes()).expect("append");
             }
         }
     }
@@ -62,12 +58,7 @@ fn the_table_lists_what_the_archive_holds() {
     .unwrap();
     let paths: Vec<&str> = tree.entries().keys().map(String::as_str).collect();
     assert_eq!(paths, ["d", "d/a", &long, "link"]);
-    assert_eq!(
-        tree.entries()["link"].kind,
-        EntryKind::Symlink {
-            target: "d/a".into()
-        }
-    );
+    assert_eq!(tree.entries()["link"].kind, EntryKind::Symlink { target: "d/a".into() });
     assert_eq!(tree.entries()["d/a"].mode, 0o640);
     assert_eq!(tree.read("d/a", 1, 3).unwrap(), b"ell");
     assert_eq!(tree.read(&long, 0, u64::MAX).unwrap(), b"long");
@@ -78,30 +69,19 @@ fn the_table_lists_what_the_archive_holds() {
 #[test]
 fn names_that_leave_the_tree_are_refused() {
     for name in ["/etc/passwd", "../x", "a/../../x", "a//b", ""] {
-        assert!(
-            refusal(&[(name, Regular, "x")]).contains("not relative"),
-            "{name}"
-        );
+        assert!(refusal(&[(name, Regular, "x")]).contains("not relative"), "{name}");
     }
 }
 
 #[test]
 fn other_kinds_and_conflicts_are_refused() {
-    let kinds = [
-        EntryType::Link,
-        EntryType::Fifo,
-        EntryType::Char,
-        EntryType::Block,
-        EntryType::GNUSparse,
-    ];
+    let kinds = [EntryType::Link, EntryType::Fifo, EntryType::Char, EntryType::Block, EntryType::GNUSparse];
     for kind in kinds {
         assert!(refusal(&[("a", kind, "b")]).contains("support"), "{kind:?}");
     }
     assert!(refusal(&[("a", Regular, "x"), ("a/b", Regular, "y")]).contains("below a file"));
     assert!(refusal(&[("a", Symlink, "/"), ("a/b/c", Regular, "y")]).contains("below a file"));
-    assert!(
-        refusal(&[("a/b", Regular, "y"), ("a", Regular, "x")]).contains("where a directory is")
-    );
+    assert!(refusal(&[("a/b", Regular, "y"), ("a", Regular, "x")]).contains("where a directory is"));
     assert!(refusal(&[("a/", Directory, ""), ("a", Regular, "x")]).contains("one name"));
 }
 
@@ -120,22 +100,10 @@ fn truncated_and_lying_archives_are_refused() {
 #[test]
 fn limits_hold() {
     let bytes = archive(&[("a", Regular, ""), ("b", Regular, ""), ("c", Regular, "")]);
-    let limits = TreeLimits {
-        entries: 2,
-        ..TreeLimits::default()
-    };
-    assert!(matches!(
-        Tree::index(Cursor::new(bytes.clone()), &limits),
-        Err(TreeError::TooManyEntries(2))
-    ));
-    let limits = TreeLimits {
-        name_bytes: 2,
-        ..TreeLimits::default()
-    };
-    assert!(matches!(
-        Tree::index(Cursor::new(bytes), &limits),
-        Err(TreeError::NamesTooLong(2))
-    ));
+    let limits = TreeLimits { entries: 2, ..TreeLimits::default() };
+    assert!(matches!(Tree::index(Cursor::new(bytes.clone()), &limits), Err(TreeError::TooManyEntries(2))));
+    let limits = TreeLimits { name_bytes: 2, ..TreeLimits::default() };
+    assert!(matches!(Tree::index(Cursor::new(bytes), &limits), Err(TreeError::NamesTooLong(2))));
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::GNULongName);
     header.set_size(1 << 20);
@@ -148,9 +116,7 @@ fn limits_hold() {
 #[test]
 fn pax_names_count_and_pax_sizes_must_agree() {
     let mut builder = Builder::new(Vec::new());
-    builder
-        .append_pax_extensions([("path", "p/ä".as_bytes())])
-        .unwrap();
+    builder.append_pax_extensions([("path", "p/ä".as_bytes())]).unwrap();
     let mut header = Header::new_ustar();
     header.set_size(2);
     header.set_path("short").unwrap();
@@ -160,17 +126,9 @@ fn pax_names_count_and_pax_sizes_must_agree() {
     assert_eq!(tree.read("p/ä", 0, 9).unwrap(), b"hi");
 
     let mut builder = Builder::new(Vec::new());
-    builder
-        .append_pax_extensions([("size", &b"512"[..])])
-        .unwrap();
+    builder.append_pax_extensions([("size", &b"512"[..])]).unwrap();
     builder.append(&header, &b"hi"[..]).unwrap();
-    assert!(
-        index(builder.into_inner().unwrap())
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("sizes")
-    );
+    assert!(index(builder.into_inner().unwrap()).err().unwrap().to_string().contains("sizes"));
 }
 
 proptest! {

@@ -26,10 +26,7 @@ pub struct ApplyOptions {
 impl Default for ApplyOptions {
     /// As `git apply`: any place in a file of 1 MiB, every context line exact.
     fn default() -> Self {
-        ApplyOptions {
-            max_offset: 1 << 20,
-            fuzz: 0,
-        }
+        ApplyOptions { max_offset: 1 << 20, fuzz: 0 }
     }
 }
 
@@ -59,23 +56,11 @@ pub struct HunkMismatch {
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Mismatch {
     #[error("line {line} should be `{expected}`, found `{found}`")]
-    Line {
-        line: usize,
-        expected: String,
-        found: String,
-    },
+    Line { line: usize, expected: String, found: String },
     #[error("line {line} differs only in its line end: the file has {found}, the patch {expected}")]
-    LineEnd {
-        line: usize,
-        expected: &'static str,
-        found: &'static str,
-    },
+    LineEnd { line: usize, expected: &'static str, found: &'static str },
     #[error("line {line} should be `{expected}`, but the file ends at line {lines}")]
-    FileEnd {
-        line: usize,
-        expected: String,
-        lines: usize,
-    },
+    FileEnd { line: usize, expected: String, lines: usize },
     #[error("line {line} lies behind the end of the file, which has {lines} lines")]
     BehindEnd { line: usize, lines: usize },
     #[error("it ends the file without a newline, but the file has more lines than {line}")]
@@ -139,18 +124,12 @@ fn apply_exactly(
     let mut done = 0;
     let mut shift = 0_i64;
     for (index, hunk) in hunks.iter().enumerate() {
-        let file = File {
-            lines: &lines,
-            from: done,
-            budget,
-        };
-        let found = file
-            .find(hunk, shift, options)
-            .map_err(|mismatch| HunkMismatch {
-                hunk: index + 1,
-                patch_line: hunk.line,
-                mismatch,
-            })?;
+        let file = File { lines: &lines, from: done, budget };
+        let found = file.find(hunk, shift, options).map_err(|mismatch| HunkMismatch {
+            hunk: index + 1,
+            patch_line: hunk.line,
+            mismatch,
+        })?;
         for line in lines.iter().take(found.at).skip(done) {
             out.extend_from_slice(line);
         }
@@ -195,18 +174,9 @@ struct Found<'h> {
 }
 
 impl File<'_> {
-    fn find<'h>(
-        &self,
-        hunk: &'h Hunk,
-        shift: i64,
-        options: &ApplyOptions,
-    ) -> Result<Found<'h>, Mismatch> {
+    fn find<'h>(&self, hunk: &'h Hunk, shift: i64, options: &ApplyOptions) -> Result<Found<'h>, Mismatch> {
         // An empty old range names the line before it.
-        let named = if hunk.old_count == 0 {
-            hunk.old_start
-        } else {
-            hunk.old_start.saturating_sub(1)
-        };
+        let named = if hunk.old_count == 0 { hunk.old_start } else { hunk.old_start.saturating_sub(1) };
         let wanted = usize::try_from(to_i64(named) + shift).unwrap_or(0);
         let (lead, tail) = context(&hunk.lines);
         for fuzz in 0..=options.fuzz.min(MAX_FUZZ) {
@@ -214,45 +184,22 @@ impl File<'_> {
             if fuzz > 0 && skip < usize::from(fuzz) && cut < usize::from(fuzz) {
                 break;
             }
-            let body = hunk
-                .lines
-                .get(skip..hunk.lines.len() - cut)
-                .unwrap_or_default();
+            let body = hunk.lines.get(skip..hunk.lines.len() - cut).unwrap_or_default();
             if let Some(at) = self.search(body, wanted + skip, options.max_offset, fuzz > 0)? {
                 let offset = to_i64(at) - to_i64(wanted + skip);
-                return Ok(Found {
-                    at,
-                    body,
-                    place: HunkPlace { offset, fuzz },
-                });
+                return Ok(Found { at, body, place: HunkPlace { offset, fuzz } });
             }
         }
         Err(self.explain(&hunk.lines, wanted))
     }
 
     /// The nearest place to `wanted` where the old lines of `body` stand.
-    fn search(
-        &self,
-        body: &[Line],
-        wanted: usize,
-        reach: usize,
-        loose: bool,
-    ) -> Result<Option<usize>, Mismatch> {
-        let old = body
-            .iter()
-            .filter(|line| line.kind != LineKind::Added)
-            .count();
+    fn search(&self, body: &[Line], wanted: usize, reach: usize, loose: bool) -> Result<Option<usize>, Mismatch> {
+        let old = body.iter().filter(|line| line.kind != LineKind::Added).count();
         // A line without a newline can only be the last one.
-        let ends = body
-            .iter()
-            .any(|line| !line.text.ends_with(b"\n") && line.kind != LineKind::Removed);
+        let ends = body.iter().any(|line| !line.text.ends_with(b"\n") && line.kind != LineKind::Removed);
         let fits = |at: usize| !ends || at + old == self.lines.len();
-        let Some(last) = self
-            .lines
-            .len()
-            .checked_sub(old)
-            .filter(|last| *last >= self.from)
-        else {
+        let Some(last) = self.lines.len().checked_sub(old).filter(|last| *last >= self.from) else {
             return Ok(None);
         };
         if old == 0 {
@@ -263,9 +210,7 @@ impl File<'_> {
         let start = wanted.clamp(self.from, last);
         for distance in 0..=(last - self.from) {
             let below = start.checked_add(distance).filter(|at| *at <= last);
-            let above = start
-                .checked_sub(distance)
-                .filter(|at| *at >= self.from && distance > 0);
+            let above = start.checked_sub(distance).filter(|at| *at >= self.from && distance > 0);
             if below.is_none() && above.is_none() {
                 break;
             }
@@ -287,8 +232,8 @@ impl File<'_> {
             if !self.budget.spend() {
                 return Err(Mismatch::Budget);
             }
-            let same = *own == line.text.as_slice()
-                || loose && !own.ends_with(b"\n") && *own == without_newline(&line.text);
+            let same =
+                *own == line.text.as_slice() || loose && !own.ends_with(b"\n") && *own == without_newline(&line.text);
             if !same {
                 return Ok(false);
             }
@@ -306,37 +251,18 @@ impl File<'_> {
         for line in body.iter().filter(|line| line.kind != LineKind::Added) {
             let expected = shown(&line.text);
             let Some(own) = self.lines.get(at) else {
-                return Mismatch::FileEnd {
-                    line: at + 1,
-                    expected,
-                    lines,
-                };
+                return Mismatch::FileEnd { line: at + 1, expected, lines };
             };
             if *own != line.text.as_slice() {
                 return if without_line_end(own) == without_line_end(&line.text) {
-                    Mismatch::LineEnd {
-                        line: at + 1,
-                        expected: line_end(&line.text),
-                        found: line_end(own),
-                    }
+                    Mismatch::LineEnd { line: at + 1, expected: line_end(&line.text), found: line_end(own) }
                 } else {
-                    Mismatch::Line {
-                        line: at + 1,
-                        expected,
-                        found: shown(own),
-                    }
+                    Mismatch::Line { line: at + 1, expected, found: shown(own) }
                 };
             }
             at += 1;
         }
-        if at < lines {
-            Mismatch::NotAtEnd { line: at }
-        } else {
-            Mismatch::BehindEnd {
-                line: wanted + 1,
-                lines,
-            }
-        }
+        if at < lines { Mismatch::NotAtEnd { line: at } } else { Mismatch::BehindEnd { line: wanted + 1, lines } }
     }
 }
 
@@ -344,15 +270,7 @@ impl File<'_> {
 fn context(lines: &[Line]) -> (usize, usize) {
     let is_context = |line: &&Line| line.kind == LineKind::Context;
     let lead = lines.iter().take_while(is_context).count();
-    (
-        lead,
-        lines
-            .iter()
-            .rev()
-            .take_while(is_context)
-            .count()
-            .min(lines.len() - lead),
-    )
+    (lead, lines.iter().rev().take_while(is_context).count().min(lines.len() - lead))
 }
 
 fn to_i64(n: usize) -> i64 {
@@ -370,8 +288,5 @@ fn line_end(line: &[u8]) -> &'static str {
 }
 
 fn shown(line: &[u8]) -> String {
-    String::from_utf8_lossy(without_newline(line))
-        .chars()
-        .take(160)
-        .collect()
+    String::from_utf8_lossy(without_newline(line)).chars().take(160).collect()
 }

@@ -40,17 +40,8 @@ pub(crate) fn changes(input: &InternedInput<&[u8]>, budget: &mut DiffBudget) -> 
     let (old, new) = (&input.before[..], &input.after[..]);
     let lead = old.iter().zip(new).take_while(|(a, b)| a == b).count();
     let shorter = old.len().min(new.len()) - lead;
-    let tail = old
-        .iter()
-        .rev()
-        .zip(new.iter().rev())
-        .take(shorter)
-        .take_while(|(a, b)| a == b)
-        .count();
-    let middle = Stretch {
-        old: lead..old.len() - tail,
-        new: lead..new.len() - tail,
-    };
+    let tail = old.iter().rev().zip(new.iter().rev()).take(shorter).take_while(|(a, b)| a == b).count();
+    let middle = Stretch { old: lead..old.len() - tail, new: lead..new.len() - tail };
 
     if budget.take(middle.old.len(), middle.new.len()) {
         // Git's own short cuts, and the places of changes that a reader of git diffs expects.
@@ -61,18 +52,10 @@ pub(crate) fn changes(input: &InternedInput<&[u8]>, budget: &mut DiffBudget) -> 
     let mut out = Vec::new();
     let mut from = (middle.old.start, middle.new.start);
     for (old_at, new_at) in anchors(input, &middle) {
-        Stretch {
-            old: from.0..old_at,
-            new: from.1..new_at,
-        }
-        .compare(old, new, budget, &mut out);
+        Stretch { old: from.0..old_at, new: from.1..new_at }.compare(old, new, budget, &mut out);
         from = (old_at + 1, new_at + 1);
     }
-    Stretch {
-        old: from.0..middle.old.end,
-        new: from.1..middle.new.end,
-    }
-    .compare(old, new, budget, &mut out);
+    Stretch { old: from.0..middle.old.end, new: from.1..middle.new.end }.compare(old, new, budget, &mut out);
     out
 }
 
@@ -89,20 +72,12 @@ impl Stretch {
         }
         let (at_old, at_new) = (to_u32(self.old.start), to_u32(self.new.start));
         if !budget.take(self.old.len(), self.new.len()) {
-            out.push(Hunk {
-                before: at_old..to_u32(self.old.end),
-                after: at_new..to_u32(self.new.end),
-            });
+            out.push(Hunk { before: at_old..to_u32(self.old.end), after: at_new..to_u32(self.new.end) });
             return;
         }
         let old = old.get(self.old).unwrap_or_default();
         let new = new.get(self.new).unwrap_or_default();
-        let tokens = old
-            .iter()
-            .chain(new)
-            .map(|token| token.0)
-            .max()
-            .map_or(0, |top| top + 1);
+        let tokens = old.iter().chain(new).map(|token| token.0).max().map_or(0, |top| top + 1);
         let mut diff = Diff::default();
         diff.compute_with(Algorithm::Myers, old, new, tokens);
         out.extend(diff.hunks().map(|hunk| Hunk {
@@ -119,20 +94,15 @@ fn anchors(input: &InternedInput<&[u8]>, middle: &Stretch) -> Vec<(usize, usize)
         let mut places: HashMap<u32, Option<usize>> = HashMap::new();
         for at in range.clone() {
             if let Some(token) = tokens.get(at) {
-                places
-                    .entry(token.0)
-                    .and_modify(|place| *place = None)
-                    .or_insert(Some(at));
+                places.entry(token.0).and_modify(|place| *place = None).or_insert(Some(at));
             }
         }
         places
     };
     let old = unique(&input.before, &middle.old);
     let new = unique(&input.after, &middle.new);
-    let mut pairs: Vec<(usize, usize)> = old
-        .iter()
-        .filter_map(|(token, at)| Some(((*at)?, (*new.get(token)?)?)))
-        .collect();
+    let mut pairs: Vec<(usize, usize)> =
+        old.iter().filter_map(|(token, at)| Some(((*at)?, (*new.get(token)?)?))).collect();
     pairs.sort_unstable();
     longest_increasing(&pairs)
 }
@@ -144,11 +114,7 @@ fn longest_increasing(pairs: &[(usize, usize)]) -> Vec<(usize, usize)> {
     let mut before: Vec<Option<usize>> = Vec::with_capacity(pairs.len());
     for (index, pair) in pairs.iter().enumerate() {
         let length = ends.partition_point(|end| pairs.get(*end).is_some_and(|end| end.1 < pair.1));
-        before.push(
-            length
-                .checked_sub(1)
-                .and_then(|length| ends.get(length).copied()),
-        );
+        before.push(length.checked_sub(1).and_then(|length| ends.get(length).copied()));
         match ends.get_mut(length) {
             Some(end) => *end = index,
             None => ends.push(index),

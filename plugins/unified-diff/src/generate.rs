@@ -19,12 +19,7 @@ const NO_NEWLINE: &[u8] = b"\n\\ No newline at end of file\n";
 /// side that is `None` does not exist and is labelled `/dev/null`. Adding or deleting an empty file
 /// has no lines and so gives `None`, like two equal texts. `budget` bounds the work: once it is
 /// spent, diffs stay correct but are longer than they need be.
-pub fn file_diff(
-    path: &str,
-    old: Option<&[u8]>,
-    new: Option<&[u8]>,
-    budget: &mut DiffBudget,
-) -> Option<Vec<u8>> {
+pub fn file_diff(path: &str, old: Option<&[u8]>, new: Option<&[u8]>, budget: &mut DiffBudget) -> Option<Vec<u8>> {
     let before = old.unwrap_or_default();
     let after = new.unwrap_or_default();
     if before == after {
@@ -47,8 +42,7 @@ pub fn file_diff(
     while first < changes.len() {
         let mut last = first;
         // Two changes share a hunk when their context would touch.
-        while last + 1 < changes.len()
-            && changes[last + 1].before.start - changes[last].before.end <= 2 * CONTEXT_LINES
+        while last + 1 < changes.len() && changes[last + 1].before.start - changes[last].before.end <= 2 * CONTEXT_LINES
         {
             last += 1;
         }
@@ -59,11 +53,7 @@ pub fn file_diff(
 }
 
 fn label(prefix: &str, path: &str, exists: bool) -> String {
-    if exists {
-        quote_label(&format!("{prefix}{path}"))
-    } else {
-        "/dev/null".to_owned()
-    }
+    if exists { quote_label(&format!("{prefix}{path}")) } else { "/dev/null".to_owned() }
 }
 
 fn write_hunk(out: &mut Vec<u8>, input: &InternedInput<&[u8]>, changes: &[Hunk], old_lines: u32) {
@@ -109,11 +99,7 @@ fn write_lines(
     side: &[imara_diff::Token],
     range: Range<u32>,
 ) {
-    for token in side
-        .iter()
-        .take(range.end as usize)
-        .skip(range.start as usize)
-    {
+    for token in side.iter().take(range.end as usize).skip(range.start as usize) {
         let line = input.interner[*token];
         out.push(mark);
         out.extend_from_slice(line);
@@ -128,12 +114,7 @@ mod tests {
     use super::*;
 
     fn text(path: &str, old: Option<&str>, new: Option<&str>) -> String {
-        let diff = file_diff(
-            path,
-            old.map(str::as_bytes),
-            new.map(str::as_bytes),
-            &mut DiffBudget::default(),
-        );
+        let diff = file_diff(path, old.map(str::as_bytes), new.map(str::as_bytes), &mut DiffBudget::default());
         String::from_utf8(diff.expect("a diff")).expect("utf-8")
     }
 
@@ -157,14 +138,8 @@ mod tests {
 
     #[test]
     fn a_new_and_a_deleted_file_name_dev_null() {
-        assert_eq!(
-            text("d/f", None, Some("a\n")),
-            "--- /dev/null\n+++ b/d/f\n@@ -0,0 +1 @@\n+a\n"
-        );
-        assert_eq!(
-            text("d/f", Some("a\n"), None),
-            "--- a/d/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n"
-        );
+        assert_eq!(text("d/f", None, Some("a\n")), "--- /dev/null\n+++ b/d/f\n@@ -0,0 +1 @@\n+a\n");
+        assert_eq!(text("d/f", Some("a\n"), None), "--- a/d/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n");
     }
 
     #[test]
@@ -181,34 +156,19 @@ mod tests {
 
     #[test]
     fn only_a_newline_ends_a_line() {
-        let diff = text(
-            "f",
-            Some("a\u{c}b\u{2028}c\rd\n"),
-            Some("a\u{c}b\u{2028}c\rD\n"),
-        );
-        assert_eq!(
-            diff,
-            "--- a/f\n+++ b/f\n@@ -1 +1 @@\n-a\u{c}b\u{2028}c\rd\n+a\u{c}b\u{2028}c\rD\n"
-        );
+        let diff = text("f", Some("a\u{c}b\u{2028}c\rd\n"), Some("a\u{c}b\u{2028}c\rD\n"));
+        assert_eq!(diff, "--- a/f\n+++ b/f\n@@ -1 +1 @@\n-a\u{c}b\u{2028}c\rd\n+a\u{c}b\u{2028}c\rD\n");
     }
 
     #[test]
     fn nothing_to_show_is_none() {
-        assert_eq!(
-            file_diff("f", Some(b"a"), Some(b"a"), &mut DiffBudget::default()),
-            None
-        );
-        assert_eq!(
-            file_diff("f", None, Some(b""), &mut DiffBudget::default()),
-            None
-        );
+        assert_eq!(file_diff("f", Some(b"a"), Some(b"a"), &mut DiffBudget::default()), None);
+        assert_eq!(file_diff("f", None, Some(b""), &mut DiffBudget::default()), None);
     }
 
     #[test]
     fn names_are_quoted_as_git_does() {
         assert!(text("a b", None, Some("x\n")).starts_with("--- /dev/null\n+++ b/a b\t\n"));
-        assert!(
-            text("q\"\n", None, Some("x\n")).starts_with("--- /dev/null\n+++ \"b/q\\\"\\n\"\n")
-        );
+        assert!(text("q\"\n", None, Some("x\n")).starts_with("--- /dev/null\n+++ \"b/q\\\"\\n\"\n"));
     }
 }

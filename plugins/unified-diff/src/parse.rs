@@ -37,12 +37,7 @@ pub enum ParseErrorKind {
         "hunk header says {old_expected} old and {new_expected} new lines, \
          the body has {old_found} old and {new_found} new"
     )]
-    CountMismatch {
-        old_expected: usize,
-        new_expected: usize,
-        old_found: usize,
-        new_found: usize,
-    },
+    CountMismatch { old_expected: usize, new_expected: usize, old_found: usize, new_found: usize },
     #[error("more lines than the hunk header counts: `{0}`")]
     LeftOver(String),
     #[error("`\\ No newline at end of file` where more lines of that file follow")]
@@ -76,11 +71,7 @@ impl Patch {
     /// # Errors
     /// The first thing that is wrong, with its line.
     pub fn parse(text: &[u8], root: Option<&str>) -> Result<Patch, ParseError> {
-        let mut parser = Parser {
-            lines: split_lines(text).collect(),
-            at: 0,
-            root,
-        };
+        let mut parser = Parser { lines: split_lines(text).collect(), at: 0, root };
         let mut files: Vec<FilePatch> = Vec::new();
         let mut seen = HashSet::new();
         let mut prose = true;
@@ -93,10 +84,7 @@ impl Patch {
                 };
                 for path in also.into_iter().chain([file.path.clone()]) {
                     if !seen.insert(path.clone()) {
-                        return Err(ParseError {
-                            line: file.line,
-                            kind: ParseErrorKind::Duplicate(path),
-                        });
+                        return Err(ParseError { line: file.line, kind: ParseErrorKind::Duplicate(path) });
                     }
                 }
                 files.push(file);
@@ -112,10 +100,7 @@ impl Patch {
             if line.starts_with(b"@@ ") {
                 return Err(parser.error(ParseErrorKind::HunkWithoutFile));
             }
-            if [&b"From "[..], b"Index: ", b"diff "]
-                .iter()
-                .any(|start| line.starts_with(start))
-            {
+            if [&b"From "[..], b"Index: ", b"diff "].iter().any(|start| line.starts_with(start)) {
                 prose = true;
             } else if !prose && parser.at_signature() {
                 parser.at += 1;
@@ -126,10 +111,7 @@ impl Patch {
             parser.at += 1;
         }
         if files.is_empty() {
-            return Err(ParseError {
-                line: 1,
-                kind: ParseErrorKind::NoFiles,
-            });
+            return Err(ParseError { line: 1, kind: ParseErrorKind::NoFiles });
         }
         Ok(Patch { files })
     }
@@ -175,10 +157,7 @@ impl<'a> Parser<'a> {
     }
 
     fn error(&self, kind: ParseErrorKind) -> ParseError {
-        ParseError {
-            line: self.at + 1,
-            kind,
-        }
+        ParseError { line: self.at + 1, kind }
     }
 
     /// At `diff --git`, or at `--- ` followed by `+++ `.
@@ -190,11 +169,7 @@ impl<'a> Parser<'a> {
     }
 
     fn at_names(&self) -> bool {
-        let starts = |at: usize, mark: &[u8]| {
-            self.lines
-                .get(at)
-                .is_some_and(|line| line.starts_with(mark))
-        };
+        let starts = |at: usize, mark: &[u8]| self.lines.get(at).is_some_and(|line| line.starts_with(mark));
         starts(self.at, b"--- ") && starts(self.at + 1, b"+++ ")
     }
 
@@ -202,8 +177,7 @@ impl<'a> Parser<'a> {
     fn at_signature(&self) -> bool {
         let line = |at: usize| self.lines.get(at).map(|line| without_line_end(line));
         matches!(self.peek().map(without_line_end), Some(b"-- " | b"--"))
-            && line(self.at + 1)
-                .is_some_and(|version| version.first().is_some_and(u8::is_ascii_digit))
+            && line(self.at + 1).is_some_and(|version| version.first().is_some_and(u8::is_ascii_digit))
             && line(self.at + 2).is_none_or(|next| next.is_empty() || next.starts_with(b"From "))
     }
 
@@ -214,19 +188,13 @@ impl<'a> Parser<'a> {
         while self.peek().is_some_and(|line| line.starts_with(b"@@ ")) {
             hunks.push(self.hunk()?);
         }
-        let at = |kind| ParseError {
-            line: start + 1,
-            kind,
-        };
+        let at = |kind| ParseError { line: start + 1, kind };
         self.assemble(header, hunks, start + 1).map_err(at)
     }
 
     fn header(&mut self) -> Result<Header, ParseError> {
         let mut header = Header::default();
-        if let Some(names) = self
-            .peek()
-            .and_then(|line| line.strip_prefix(b"diff --git "))
-        {
+        if let Some(names) = self.peek().and_then(|line| line.strip_prefix(b"diff --git ")) {
             header.is_git = true;
             header.git = git_names(without_line_end(names)).map_err(|e| self.error(e))?;
             self.at += 1;
@@ -241,18 +209,11 @@ impl<'a> Parser<'a> {
             for mark in [&b"--- "[..], b"+++ "] {
                 let line = self.peek().unwrap_or_default();
                 header.crlf = line.ends_with(b"\r\n");
-                let name = without_line_end(line)
-                    .strip_prefix(mark)
-                    .unwrap_or_default();
-                let (name, time) =
-                    read_name(name, Some(b'\t')).map_err(|e| self.error(e.into()))?;
+                let name = without_line_end(line).strip_prefix(mark).unwrap_or_default();
+                let (name, time) = read_name(name, Some(b'\t')).map_err(|e| self.error(e.into()))?;
                 let time = time.trim_ascii_start();
                 let epoch = time.starts_with(b"1970-01-01") || time.starts_with(b"1969-12-31");
-                let side = if name.trim_end() == "/dev/null" {
-                    Side::Absent
-                } else {
-                    Side::Named(name)
-                };
+                let side = if name.trim_end() == "/dev/null" { Side::Absent } else { Side::Named(name) };
                 if mark == b"--- " {
                     (header.old, header.old_epoch) = (Some(side), epoch);
                 } else {
@@ -266,11 +227,7 @@ impl<'a> Parser<'a> {
 
     /// One line between `diff --git` and `---`; false when it is none.
     fn extended(&self, line: &[u8], header: &mut Header) -> Result<bool, ParseError> {
-        let name = |text: &[u8]| {
-            read_name(text, None)
-                .map(|(name, _)| name)
-                .map_err(|e| self.error(e.into()))
-        };
+        let name = |text: &[u8]| read_name(text, None).map(|(name, _)| name).map_err(|e| self.error(e.into()));
         let mode = |text: &[u8]| match text {
             b"100644" => Ok(0o644),
             b"100755" => Ok(0o755),
@@ -304,28 +261,17 @@ impl<'a> Parser<'a> {
                 mode(text.get(space + 1..).unwrap_or_default())?;
             }
         } else {
-            return Ok(
-                line.starts_with(b"similarity index ") || line.starts_with(b"dissimilarity index ")
-            );
+            return Ok(line.starts_with(b"similarity index ") || line.starts_with(b"dissimilarity index "));
         }
         Ok(true)
     }
 
-    fn assemble(
-        &self,
-        header: Header,
-        mut hunks: Vec<Hunk>,
-        line: usize,
-    ) -> Result<FilePatch, ParseErrorKind> {
-        let empty_side = |count: fn(&Hunk) -> usize| {
-            !hunks.is_empty() && hunks.iter().all(|hunk| count(hunk) == 0)
-        };
-        let added = header.added
-            || header.old == Some(Side::Absent)
-            || header.old_epoch && empty_side(|hunk| hunk.old_count);
-        let deleted = header.deleted
-            || header.new == Some(Side::Absent)
-            || header.new_epoch && empty_side(|hunk| hunk.new_count);
+    fn assemble(&self, header: Header, mut hunks: Vec<Hunk>, line: usize) -> Result<FilePatch, ParseErrorKind> {
+        let empty_side = |count: fn(&Hunk) -> usize| !hunks.is_empty() && hunks.iter().all(|hunk| count(hunk) == 0);
+        let added =
+            header.added || header.old == Some(Side::Absent) || header.old_epoch && empty_side(|hunk| hunk.old_count);
+        let deleted =
+            header.deleted || header.new == Some(Side::Absent) || header.new_epoch && empty_side(|hunk| hunk.new_count);
         let named = |side: Option<Side>| match side {
             Some(Side::Named(name)) => Some(name),
             _ => None,
@@ -337,23 +283,15 @@ impl<'a> Parser<'a> {
 
         let (path, intent) = match (added, deleted, header.moved_from, header.moved_to) {
             (true, true, ..) => {
-                return Err(ParseErrorKind::FileHeader(
-                    "both sides are /dev/null".to_owned(),
-                ));
+                return Err(ParseErrorKind::FileHeader("both sides are /dev/null".to_owned()));
             }
             (false, false, Some(from), Some(to)) => {
                 let from = inside(&from)?;
-                let intent = if header.is_copy {
-                    Intent::Copy { from }
-                } else {
-                    Intent::Rename { from }
-                };
+                let intent = if header.is_copy { Intent::Copy { from } } else { Intent::Rename { from } };
                 (inside(&to)?, intent)
             }
             (.., Some(name), None) | (.., None, Some(name)) => {
-                return Err(ParseErrorKind::FileHeader(format!(
-                    "`{name}` has no counterpart"
-                )));
+                return Err(ParseErrorKind::FileHeader(format!("`{name}` has no counterpart")));
             }
             (true, false, ..) => {
                 let new = new.ok_or_else(|| ParseErrorKind::FileHeader("no name".to_owned()))?;
@@ -361,10 +299,7 @@ impl<'a> Parser<'a> {
             }
             (false, true, ..) => {
                 let old = old.ok_or_else(|| ParseErrorKind::FileHeader("no name".to_owned()))?;
-                (
-                    inside(old.strip_prefix("a/").unwrap_or(&old))?,
-                    Intent::Delete,
-                )
+                (inside(old.strip_prefix("a/").unwrap_or(&old))?, Intent::Delete)
             }
             (false, false, None, None) => {
                 let (Some(old), Some(new)) = (old, new) else {
@@ -390,14 +325,7 @@ impl<'a> Parser<'a> {
                 hunks.iter_mut().for_each(Hunk::strip_transport);
             }
         }
-        Ok(FilePatch {
-            path,
-            intent,
-            mode: header.mode,
-            hunks,
-            crlf: header.crlf,
-            line,
-        })
+        Ok(FilePatch { path, intent, mode: header.mode, hunks, crlf: header.crlf, line })
     }
 
     fn hunk(&mut self) -> Result<Hunk, ParseError> {
@@ -434,20 +362,12 @@ impl<'a> Parser<'a> {
                 // A blank context line whose single space an editor took away.
                 Some(text @ (b"\n" | b"\r\n")) => (LineKind::Context, text),
                 _ => {
-                    return Err(mismatch(
-                        start,
-                        [old_count, new_count],
-                        [old_left, new_left],
-                    ));
+                    return Err(mismatch(start, [old_count, new_count], [old_left, new_left]));
                 }
             };
             let (old, new) = (kind != LineKind::Added, kind != LineKind::Removed);
             if old && old_left == 0 || new && new_left == 0 {
-                return Err(mismatch(
-                    start,
-                    [old_count, new_count],
-                    [old_left, new_left],
-                ));
+                return Err(mismatch(start, [old_count, new_count], [old_left, new_left]));
             }
             if old && old_ended || new && new_ended {
                 return Err(self.error(ParseErrorKind::MisplacedMarker));
@@ -462,14 +382,7 @@ impl<'a> Parser<'a> {
             lines.push(Line { kind, text });
             self.at += 1;
         }
-        Ok(Hunk {
-            old_start,
-            old_count,
-            new_start,
-            new_count,
-            lines,
-            line: start + 1,
-        })
+        Ok(Hunk { old_start, old_count, new_start, new_count, lines, line: start + 1 })
     }
 }
 
@@ -499,20 +412,15 @@ fn mismatch(start: usize, [old, new]: [usize; 2], [old_left, new_left]: [usize; 
 
 /// `@@ -a,b +c,d @@` with the counts optional.
 fn hunk_header(line: &[u8]) -> Option<[usize; 4]> {
-    let line = std::str::from_utf8(line.get(..line.len().min(100))?).map_or_else(
-        |e| line.get(..e.valid_up_to()).unwrap_or_default(),
-        str::as_bytes,
-    );
+    let line = std::str::from_utf8(line.get(..line.len().min(100))?)
+        .map_or_else(|e| line.get(..e.valid_up_to()).unwrap_or_default(), str::as_bytes);
     let line = std::str::from_utf8(line).ok()?.strip_prefix("@@ -")?;
     let (ranges, _) = line.split_once(" @@")?;
     let (old, new) = ranges.split_once(" +")?;
     let number = |text: &str| {
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         // Within u32, so that sums of positions cannot overflow.
-        plain
-            .then(|| text.parse::<u32>().ok())
-            .flatten()
-            .and_then(|n| usize::try_from(n).ok())
+        plain.then(|| text.parse::<u32>().ok()).flatten().and_then(|n| usize::try_from(n).ok())
     };
     let range = |text: &str| match text.split_once(',') {
         Some((start, count)) => Some((number(start)?, number(count)?)),
@@ -541,9 +449,7 @@ fn git_names(text: &[u8]) -> Result<Option<(String, String)>, ParseErrorKind> {
     let split = text
         .get(..middle)
         .zip(text.get(middle + 1..))
-        .filter(|(old, new)| {
-            text.as_bytes().get(middle) == Some(&b' ') && common_name(old, new).is_ok()
-        });
+        .filter(|(old, new)| text.as_bytes().get(middle) == Some(&b' ') && common_name(old, new).is_ok());
     Ok(split.map(|(old, new)| (old.to_owned(), new.to_owned())))
 }
 
@@ -558,10 +464,7 @@ fn common_name<'n>(old: &'n str, new: &'n str) -> Result<&'n str, ParseErrorKind
         (Some(a), Some(b)) if a == b && old != new => Ok(a),
         // `a/x` on both sides is as likely a directory `a`; git writes it only for `--no-prefix`.
         _ if old == new => Ok(old),
-        _ => Err(ParseErrorKind::NamesDiffer {
-            old: old.to_owned(),
-            new: new.to_owned(),
-        }),
+        _ => Err(ParseErrorKind::NamesDiffer { old: old.to_owned(), new: new.to_owned() }),
     }
 }
 
@@ -572,10 +475,7 @@ fn is_binary(line: &[u8]) -> bool {
 
 /// A line for a message: text, and not too long.
 fn shown(line: &[u8]) -> String {
-    String::from_utf8_lossy(without_newline(line))
-        .chars()
-        .take(120)
-        .collect()
+    String::from_utf8_lossy(without_newline(line)).chars().take(120).collect()
 }
 
 #[cfg(test)]
@@ -595,31 +495,20 @@ mod tests {
     #[test]
     fn a_removed_line_that_looks_like_a_header_is_a_line() {
         let file = only("--- a/q.sql\n+++ b/q.sql\n@@ -1,2 +1 @@\n--- drop\n+++ keep\n-x\n");
-        let texts: Vec<&[u8]> = file.hunks[0]
-            .lines
-            .iter()
-            .map(|line| &line.text[..])
-            .collect();
+        let texts: Vec<&[u8]> = file.hunks[0].lines.iter().map(|line| &line.text[..]).collect();
         assert_eq!(texts, [&b"-- drop\n"[..], b"++ keep\n", b"x\n"]);
     }
 
     #[test]
     fn git_headers_say_what_happens() {
         let new = only("diff --git a/x b/x\nnew file mode 100755\nindex 0000000..e69de29\n");
-        assert_eq!(
-            (new.intent, new.mode, new.hunks.len()),
-            (Intent::Add, Some(0o755), 0)
-        );
-        let gone =
-            only("diff --git a/x y b/x y\ndeleted file mode 100644\nindex e69de29..0000000\n");
+        assert_eq!((new.intent, new.mode, new.hunks.len()), (Intent::Add, Some(0o755), 0));
+        let gone = only("diff --git a/x y b/x y\ndeleted file mode 100644\nindex e69de29..0000000\n");
         assert_eq!((gone.path.as_str(), gone.intent), ("x y", Intent::Delete));
         let mode = only("diff --git a/x b/x\nold mode 100644\nnew mode 100755\n");
         assert_eq!((mode.intent, mode.mode), (Intent::Modify, Some(0o755)));
         let moved = only("diff --git a/x b/y\nsimilarity index 100%\nrename from x\nrename to y\n");
-        assert_eq!(
-            (moved.path.as_str(), moved.intent),
-            ("y", Intent::Rename { from: "x".into() })
-        );
+        assert_eq!((moved.path.as_str(), moved.intent), ("y", Intent::Rename { from: "x".into() }));
     }
 
     #[test]
@@ -629,38 +518,21 @@ mod tests {
             ("a/x", "b/x", "x"),
             ("x", "x", "x"),
             ("/workspace/d/x", "/workspace/d/x", "d/x"),
-            (
-                "a/x\t2024-01-01 00:00:00.0 +0000",
-                "b/x\t2024-01-01 00:00:00.0 +0000",
-                "x",
-            ),
+            ("a/x\t2024-01-01 00:00:00.0 +0000", "b/x\t2024-01-01 00:00:00.0 +0000", "x"),
             ("\"a/\\303\\244 b\"", "\"b/\\303\\244 b\"", "ä b"),
             ("i/x", "w/x", "x"),
         ] {
-            assert_eq!(
-                only(&format!("--- {old}\n+++ {new}\n{hunk}")).path,
-                path,
-                "{old}"
-            );
+            assert_eq!(only(&format!("--- {old}\n+++ {new}\n{hunk}")).path, path, "{old}");
         }
         for (old, new) in [("a/x", "b/y"), ("a/../x", "b/../x"), ("/etc/x", "/etc/x")] {
-            assert!(
-                parse(&format!("--- {old}\n+++ {new}\n{hunk}")).is_err(),
-                "{old}"
-            );
+            assert!(parse(&format!("--- {old}\n+++ {new}\n{hunk}")).is_err(), "{old}");
         }
     }
 
     #[test]
     fn blank_context_may_have_lost_its_space() {
         let file = only("--- a/x\n+++ b/x\n@@ -1,3 +1,3 @@\n\n-a\n+b\n\n");
-        assert_eq!(
-            file.hunks[0].lines[0],
-            Line {
-                kind: LineKind::Context,
-                text: b"\n".to_vec()
-            }
-        );
+        assert_eq!(file.hunks[0].lines[0], Line { kind: LineKind::Context, text: b"\n".to_vec() });
         assert_eq!(file.hunks[0].lines.len(), 4);
     }
 
@@ -669,28 +541,13 @@ mod tests {
         let head = "--- a/x\n+++ b/x\n";
         assert!(matches!(
             parse(&format!("{head}@@ -1,3 +1,3 @@\n a\n-b\n+c\n")),
-            Err(ParseErrorKind::CountMismatch {
-                old_found: 2,
-                new_found: 2,
-                ..
-            })
+            Err(ParseErrorKind::CountMismatch { old_found: 2, new_found: 2, .. })
         ));
+        assert!(matches!(parse(&format!("{head}@@ -1 +1 @@\n-b\n+c\n+d\n")), Err(ParseErrorKind::LeftOver(_))));
+        assert!(matches!(parse(&format!("{head}@@ -1 +1 @@\n-b\n+c\n\n d\n")), Err(ParseErrorKind::LeftOver(_))));
+        assert!(matches!(parse(&format!("{head}@@ -x +1 @@\n")), Err(ParseErrorKind::HunkHeader(_))));
         assert!(matches!(
-            parse(&format!("{head}@@ -1 +1 @@\n-b\n+c\n+d\n")),
-            Err(ParseErrorKind::LeftOver(_))
-        ));
-        assert!(matches!(
-            parse(&format!("{head}@@ -1 +1 @@\n-b\n+c\n\n d\n")),
-            Err(ParseErrorKind::LeftOver(_))
-        ));
-        assert!(matches!(
-            parse(&format!("{head}@@ -x +1 @@\n")),
-            Err(ParseErrorKind::HunkHeader(_))
-        ));
-        assert!(matches!(
-            parse(&format!(
-                "{head}@@ -1,2 +1 @@\n-a\n\\ No newline at end of file\n-b\n+c\n"
-            )),
+            parse(&format!("{head}@@ -1,2 +1 @@\n-a\n\\ No newline at end of file\n-b\n+c\n")),
             Err(ParseErrorKind::MisplacedMarker)
         ));
     }
@@ -699,31 +556,14 @@ mod tests {
     fn what_is_not_supported_says_so() {
         let git = "diff --git a/x b/x\n";
         assert!(matches!(
-            parse(&format!(
-                "{git}index 1..2\nBinary files a/x and b/x differ\n"
-            )),
+            parse(&format!("{git}index 1..2\nBinary files a/x and b/x differ\n")),
             Err(ParseErrorKind::Binary(_))
         ));
-        assert!(matches!(
-            parse(&format!("{git}index 1..2\nGIT binary patch\n")),
-            Err(ParseErrorKind::Binary(_))
-        ));
-        assert!(matches!(
-            parse(&format!("{git}new file mode 120000\n")),
-            Err(ParseErrorKind::Mode(_))
-        ));
-        assert!(matches!(
-            parse(&format!("{git}index 1..2 120000\n")),
-            Err(ParseErrorKind::Mode(_))
-        ));
-        assert!(matches!(
-            parse("diff --cc x\n"),
-            Err(ParseErrorKind::Combined)
-        ));
-        assert!(matches!(
-            parse("@@ -1 +1 @@\n-a\n+b\n"),
-            Err(ParseErrorKind::HunkWithoutFile)
-        ));
+        assert!(matches!(parse(&format!("{git}index 1..2\nGIT binary patch\n")), Err(ParseErrorKind::Binary(_))));
+        assert!(matches!(parse(&format!("{git}new file mode 120000\n")), Err(ParseErrorKind::Mode(_))));
+        assert!(matches!(parse(&format!("{git}index 1..2 120000\n")), Err(ParseErrorKind::Mode(_))));
+        assert!(matches!(parse("diff --cc x\n"), Err(ParseErrorKind::Combined)));
+        assert!(matches!(parse("@@ -1 +1 @@\n-a\n+b\n"), Err(ParseErrorKind::HunkWithoutFile)));
         assert!(matches!(parse("hello\n"), Err(ParseErrorKind::NoFiles)));
         assert!(matches!(parse(git), Err(ParseErrorKind::MissingHunks(_))));
         let twice = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n".repeat(2);
@@ -735,9 +575,8 @@ mod tests {
         let mail = "From 0123 Mon Sep 17 00:00:00 2001\nSubject: x\n\n- a list\n---\n x | 2 +-\n\n\
                     diff --git a/x b/x\nindex 1..2 100644\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n-- \n2.47.3\n\n";
         assert_eq!(only(mail).hunks.len(), 1);
-        let new = only(
-            "--- a/x\t1970-01-01 00:00:00.0 +0000\n+++ b/x\t2024-01-01 00:00:00.0 +0000\n@@ -0,0 +1 @@\n+a\n",
-        );
+        let new =
+            only("--- a/x\t1970-01-01 00:00:00.0 +0000\n+++ b/x\t2024-01-01 00:00:00.0 +0000\n@@ -0,0 +1 @@\n+a\n");
         assert_eq!(new.intent, Intent::Add);
     }
 }

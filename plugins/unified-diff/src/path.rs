@@ -21,11 +21,7 @@ pub enum PathError {
 pub(crate) fn quote_label(name: &str) -> String {
     let special = |c: char| c.is_control() || c == '"' || c == '\\';
     if !name.contains(special) {
-        return if name.contains(' ') {
-            format!("{name}\t")
-        } else {
-            name.to_owned()
-        };
+        return if name.contains(' ') { format!("{name}\t") } else { name.to_owned() };
     }
     let mut out = String::from("\"");
     for c in name.chars() {
@@ -54,9 +50,7 @@ pub(crate) fn read_name(text: &[u8], end: Option<u8>) -> Result<(String, &[u8]),
     let (bytes, rest) = match text.strip_prefix(b"\"") {
         Some(quoted) => unquote(quoted).ok_or_else(|| PathError::Quoting(shown()))?,
         None => {
-            let cut = end
-                .and_then(|end| text.iter().position(|&byte| byte == end))
-                .unwrap_or(text.len());
+            let cut = end.and_then(|end| text.iter().position(|&byte| byte == end)).unwrap_or(text.len());
             let (name, rest) = text.split_at(cut);
             (name.to_vec(), rest)
         }
@@ -116,14 +110,9 @@ pub(crate) fn relative(name: &str, root: Option<&str>) -> Result<String, PathErr
     while let Some(inner) = path.strip_prefix("./") {
         path = inner;
     }
-    let clean = !path.is_empty()
-        && !path.contains('\0')
-        && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    if clean {
-        Ok(path.to_owned())
-    } else {
-        Err(outside())
-    }
+    let clean =
+        !path.is_empty() && !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if clean { Ok(path.to_owned()) } else { Err(outside()) }
 }
 
 #[cfg(test)]
@@ -134,29 +123,16 @@ mod tests {
     fn quoted_names_go_round() {
         for name in ["a/x\ty", "a/\"q\"\\", "a/\u{1b}[0m", "a/\u{85}", "a/ü\r"] {
             let label = quote_label(name);
-            assert_eq!(
-                read_name(label.as_bytes(), Some(b'\t')).unwrap().0,
-                name,
-                "{label}"
-            );
+            assert_eq!(read_name(label.as_bytes(), Some(b'\t')).unwrap().0, name, "{label}");
         }
     }
 
     #[test]
     fn octal_escapes_are_bytes() {
-        assert_eq!(
-            read_name(b"\"a/\\303\\244\" x", None).unwrap(),
-            ("a/ä".to_owned(), &b" x"[..])
-        );
-        assert!(matches!(
-            read_name(b"\"\\377\"", None),
-            Err(PathError::NotUtf8(_))
-        ));
+        assert_eq!(read_name(b"\"a/\\303\\244\" x", None).unwrap(), ("a/ä".to_owned(), &b" x"[..]));
+        assert!(matches!(read_name(b"\"\\377\"", None), Err(PathError::NotUtf8(_))));
         for bad in [&b"\"open"[..], b"\"\\9\"", b"\"\\01\"", b"\"\\"] {
-            assert!(
-                matches!(read_name(bad, None), Err(PathError::Quoting(_))),
-                "{bad:?}"
-            );
+            assert!(matches!(read_name(bad, None), Err(PathError::Quoting(_))), "{bad:?}");
         }
     }
 
@@ -164,17 +140,7 @@ mod tests {
     fn names_stay_inside_the_tree() {
         assert_eq!(relative("./a/b", None).unwrap(), "a/b");
         assert_eq!(relative("/workspace/a", Some("/workspace")).unwrap(), "a");
-        for bad in [
-            "",
-            "/etc/passwd",
-            "..",
-            "a/../b",
-            "a//b",
-            "a/",
-            "/workspace",
-            "/workspaces/x",
-            "a\0",
-        ] {
+        for bad in ["", "/etc/passwd", "..", "a/../b", "a//b", "a/", "/workspace", "/workspaces/x", "a\0"] {
             assert!(relative(bad, Some("/workspace")).is_err(), "{bad}");
         }
     }

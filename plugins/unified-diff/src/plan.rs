@@ -100,10 +100,7 @@ pub fn plan(
     for file in &patch.files {
         match plan_file(file, options, &budget, &mut read) {
             Ok(planned) => changes.extend(planned),
-            Err(kind) => errors.push(PlanError {
-                path: file.path.clone(),
-                kind,
-            }),
+            Err(kind) => errors.push(PlanError { path: file.path.clone(), kind }),
         }
     }
     if !errors.is_empty() {
@@ -119,24 +116,18 @@ fn plan_file(
     budget: &Budget,
     read: &mut impl FnMut(&str) -> Result<Current, String>,
 ) -> Result<Vec<Change>, PlanErrorKind> {
-    let mut existing =
-        |path: &str, missing: PlanErrorKind| match read(path).map_err(PlanErrorKind::Read)? {
-            Current::File(text) => Ok(text),
-            Current::Missing => Err(missing),
-            Current::Other(what) => Err(PlanErrorKind::NotAFile(what)),
-        };
+    let mut existing = |path: &str, missing: PlanErrorKind| match read(path).map_err(PlanErrorKind::Read)? {
+        Current::File(text) => Ok(text),
+        Current::Missing => Err(missing),
+        Current::Other(what) => Err(PlanErrorKind::NotAFile(what)),
+    };
     let source = match &file.intent {
         Intent::Add => Vec::new(),
         Intent::Modify => existing(&file.path, PlanErrorKind::ModifyMissing)?,
         Intent::Delete => existing(&file.path, PlanErrorKind::DeleteMissing)?,
-        Intent::Rename { from } | Intent::Copy { from } => {
-            existing(from, PlanErrorKind::ModifyMissing)?
-        }
+        Intent::Rename { from } | Intent::Copy { from } => existing(from, PlanErrorKind::ModifyMissing)?,
     };
-    let is_new = matches!(
-        file.intent,
-        Intent::Add | Intent::Rename { .. } | Intent::Copy { .. }
-    );
+    let is_new = matches!(file.intent, Intent::Add | Intent::Rename { .. } | Intent::Copy { .. });
     if is_new && read(&file.path).map_err(PlanErrorKind::Read)? != Current::Missing {
         return Err(PlanErrorKind::AddExisting);
     }
@@ -151,13 +142,7 @@ fn plan_file(
         return Err(PlanErrorKind::DeleteLeaves(text.len()));
     }
     let content = (status != Status::Deleted).then_some(text);
-    let mut changes = vec![Change {
-        path: file.path.clone(),
-        status,
-        content,
-        mode: file.mode,
-        hunks,
-    }];
+    let mut changes = vec![Change { path: file.path.clone(), status, content, mode: file.mode, hunks }];
     if let Intent::Rename { from } = &file.intent {
         changes.push(Change {
             path: from.clone(),
@@ -180,26 +165,16 @@ mod tests {
     fn run(tree: &[(&str, &str)], patch: &str, fuzz: u8) -> Result<Vec<Change>, Vec<PlanError>> {
         let tree: BTreeMap<&str, &str> = tree.iter().copied().collect();
         let patch = Patch::parse(patch.as_bytes(), None).expect("a readable patch");
-        plan(
-            &patch,
-            &ApplyOptions {
-                fuzz,
-                ..ApplyOptions::default()
-            },
-            |path| {
-                Ok(tree.get(path).map_or(Current::Missing, |text| match *text {
-                    "@link" => Current::Other("a symlink".to_owned()),
-                    text => Current::File(text.as_bytes().to_vec()),
-                }))
-            },
-        )
+        plan(&patch, &ApplyOptions { fuzz, ..ApplyOptions::default() }, |path| {
+            Ok(tree.get(path).map_or(Current::Missing, |text| match *text {
+                "@link" => Current::Other("a symlink".to_owned()),
+                text => Current::File(text.as_bytes().to_vec()),
+            }))
+        })
     }
 
     fn text(changes: &[Change], path: &str) -> String {
-        let change = changes
-            .iter()
-            .find(|change| change.path == path)
-            .expect("the path");
+        let change = changes.iter().find(|change| change.path == path).expect("the path");
         String::from_utf8(change.content.clone().expect("content")).expect("utf-8")
     }
 
@@ -218,12 +193,7 @@ mod tests {
     fn the_nearest_place_wins() {
         let block = "x\ny\nz\n";
         let file = format!("{block}{block}{block}");
-        let changes = run(
-            &[("f", &file)],
-            "--- a/f\n+++ b/f\n@@ -5,2 +5,2 @@\n y\n-z\n+Z\n",
-            0,
-        )
-        .unwrap();
+        let changes = run(&[("f", &file)], "--- a/f\n+++ b/f\n@@ -5,2 +5,2 @@\n y\n-z\n+Z\n", 0).unwrap();
         assert_eq!(text(&changes, "f"), "x\ny\nz\nx\ny\nZ\nx\ny\nz\n");
     }
 
@@ -246,10 +216,7 @@ mod tests {
         );
         let crlf = NUMBERS.replace('\n', "\r\n");
         let errors = run(&[("f", &crlf)], AT_FIVE, 0).unwrap_err();
-        let PlanErrorKind::Hunk(HunkMismatch {
-            mismatch: Mismatch::LineEnd { found, .. },
-            ..
-        }) = &errors[0].kind
+        let PlanErrorKind::Hunk(HunkMismatch { mismatch: Mismatch::LineEnd { found, .. }, .. }) = &errors[0].kind
         else {
             panic!("{errors:?}")
         };
@@ -263,17 +230,8 @@ mod tests {
                      --- a/link\n+++ b/link\n@@ -1 +1 @@\n-a\n+b\n\
                      --- a/rest\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n\
                      --- a/ok\n+++ b/ok\n@@ -1 +1 @@\n-a\n+b\n";
-        let tree = [
-            ("there", ""),
-            ("link", "@link"),
-            ("rest", "a\nb\n"),
-            ("ok", "a\n"),
-        ];
-        let kinds: Vec<String> = run(&tree, patch, 0)
-            .unwrap_err()
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let tree = [("there", ""), ("link", "@link"), ("rest", "a\nb\n"), ("ok", "a\n")];
+        let kinds: Vec<String> = run(&tree, patch, 0).unwrap_err().iter().map(ToString::to_string).collect();
         assert_eq!(
             kinds,
             [
@@ -291,10 +249,7 @@ mod tests {
                      --- a/b\n+++ b/a\n@@ -1 +1 @@\n-x\n+y\n";
         let changes = run(&[("b", "x\n")], patch, 0).unwrap();
         assert_eq!(text(&changes, "a"), "y\n");
-        assert_eq!(
-            (changes[1].path.as_str(), changes[1].status),
-            ("b", Status::Deleted)
-        );
+        assert_eq!((changes[1].path.as_str(), changes[1].status), ("b", Status::Deleted));
     }
 
     #[test]
@@ -313,10 +268,7 @@ mod tests {
         assert!(run(&[("f", "1\n2\n3\n")], patch, 0).is_err());
         let patch = "--- a/f\n+++ b/f\n@@ -2 +2 @@\n-2\n+two\n\\ No newline at end of file\n";
         assert!(run(&[("f", "1\n2\n3\n")], patch, 0).is_err());
-        assert_eq!(
-            text(&run(&[("f", "1\n2\n")], patch, 0).unwrap(), "f"),
-            "1\ntwo"
-        );
+        assert_eq!(text(&run(&[("f", "1\n2\n")], patch, 0).unwrap(), "f"), "1\ntwo");
     }
 
     #[test]
@@ -324,16 +276,7 @@ mod tests {
         let file = "x\n".repeat(400_000);
         let body = " x\n".repeat(500) + "-y\n+z\n";
         let hunk = format!("@@ -1,501 +1,501 @@\n{body}");
-        let errors = run(
-            &[("f", &file)],
-            &format!("--- a/f\n+++ b/f\n{}", hunk.repeat(50)),
-            0,
-        )
-        .unwrap_err();
-        assert!(
-            errors[0].to_string().contains("took too long"),
-            "{}",
-            errors[0]
-        );
+        let errors = run(&[("f", &file)], &format!("--- a/f\n+++ b/f\n{}", hunk.repeat(50)), 0).unwrap_err();
+        assert!(errors[0].to_string().contains("took too long"), "{}", errors[0]);
     }
 }

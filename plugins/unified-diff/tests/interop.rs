@@ -29,10 +29,7 @@ const PAIRS: &[(&str, &str)] = &[
         "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n13\n14\n15\n16\n17\n18\n",
         "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\nx\n11\n12\n13\n14\n15\n16\n17\n",
     ),
-    (
-        "\\ No newline at end of file\n",
-        "\\ No newline at end of file",
-    ),
+    ("\\ No newline at end of file\n", "\\ No newline at end of file"),
 ];
 
 fn file_diff(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> Option<Vec<u8>> {
@@ -51,12 +48,7 @@ fn run(dir: &Path, program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("this test needs `{program}` installed: {error}"));
-    child
-        .stdin
-        .take()
-        .expect("stdin")
-        .write_all(input)
-        .expect("write");
+    child.stdin.take().expect("stdin").write_all(input).expect("write");
     let output = child.wait_with_output().expect("wait");
     // `git diff --no-index` answers 1 when there are differences.
     assert!(
@@ -73,55 +65,34 @@ fn run(dir: &Path, program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
 fn ours(patch: &[u8], old: &str) -> Vec<u8> {
     let shown = String::from_utf8_lossy(patch).into_owned();
     let patch = Patch::parse(patch, None).unwrap_or_else(|error| panic!("{error}\n{shown}"));
-    let mut changes = plan(&patch, &ApplyOptions::default(), |_| {
-        Ok(Current::File(old.as_bytes().to_vec()))
-    })
-    .unwrap_or_else(|errors| panic!("{errors:?}\n{shown}"));
+    let mut changes = plan(&patch, &ApplyOptions::default(), |_| Ok(Current::File(old.as_bytes().to_vec())))
+        .unwrap_or_else(|errors| panic!("{errors:?}\n{shown}"));
     changes.remove(0).content.expect("content")
 }
 
 #[test]
 fn git_and_patch_apply_our_diffs() {
     for (index, (old, new)) in PAIRS.iter().enumerate() {
-        let diff =
-            file_diff("d/a file", Some(old.as_bytes()), Some(new.as_bytes())).expect("a diff");
-        for (program, arguments) in [
-            ("git", &["apply", "-"][..]),
-            ("patch", &["-p1", "-s", "--binary"]),
-        ] {
+        let diff = file_diff("d/a file", Some(old.as_bytes()), Some(new.as_bytes())).expect("a diff");
+        for (program, arguments) in [("git", &["apply", "-"][..]), ("patch", &["-p1", "-s", "--binary"])] {
             let dir = TempDir::new().expect("a directory");
             fs::create_dir(dir.path().join("d")).expect("mkdir");
             fs::write(dir.path().join("d/a file"), old).expect("write");
             run(dir.path(), program, arguments, &diff);
             let result = fs::read(dir.path().join("d/a file")).expect("read");
-            assert_eq!(
-                String::from_utf8_lossy(&result),
-                *new,
-                "pair {index} by {program}"
-            );
+            assert_eq!(String::from_utf8_lossy(&result), *new, "pair {index} by {program}");
         }
     }
 }
 
 #[test]
 fn git_applies_our_additions_deletions_and_odd_names() {
-    for name in [
-        "new",
-        "with space",
-        "tab\there",
-        "quote\"d",
-        "back\\slash",
-        "ä/ü",
-    ] {
+    for name in ["new", "with space", "tab\there", "quote\"d", "back\\slash", "ä/ü"] {
         let dir = TempDir::new().expect("a directory");
         run(dir.path(), "git", &["init", "-q"], b"");
         let add = file_diff(name, None, Some(b"x\ny")).expect("a diff");
         run(dir.path(), "git", &["apply", "-"], &add);
-        assert_eq!(
-            fs::read(dir.path().join(name)).expect("read"),
-            b"x\ny",
-            "{name:?}"
-        );
+        assert_eq!(fs::read(dir.path().join(name)).expect("read"), b"x\ny", "{name:?}");
         let delete = file_diff(name, Some(b"x\ny"), None).expect("a diff");
         run(dir.path(), "git", &["apply", "-"], &delete);
         assert!(!dir.path().join(name).exists(), "{name:?}");
@@ -136,23 +107,10 @@ fn we_apply_what_git_and_diff_write() {
         fs::create_dir(dir.path().join("b")).expect("mkdir");
         fs::write(dir.path().join("a/f"), old).expect("write");
         fs::write(dir.path().join("b/f"), new).expect("write");
-        let git = run(
-            dir.path(),
-            "git",
-            &["diff", "--no-index", "--no-prefix", "--text", "a/f", "b/f"],
-            b"",
-        );
-        assert_eq!(
-            String::from_utf8_lossy(&ours(&git, old)),
-            *new,
-            "pair {index} of git diff"
-        );
+        let git = run(dir.path(), "git", &["diff", "--no-index", "--no-prefix", "--text", "a/f", "b/f"], b"");
+        assert_eq!(String::from_utf8_lossy(&ours(&git, old)), *new, "pair {index} of git diff");
         let plain = run(dir.path(), "diff", &["-u", "-a", "a/f", "b/f"], b"");
-        assert_eq!(
-            String::from_utf8_lossy(&ours(&plain, old)),
-            *new,
-            "pair {index} of diff -u"
-        );
+        assert_eq!(String::from_utf8_lossy(&ours(&plain, old)), *new, "pair {index} of diff -u");
     }
 }
 
@@ -161,24 +119,11 @@ fn a_whole_git_commit_goes_through() {
     let dir = TempDir::new().expect("a directory");
     let git = |arguments: &[&str]| run(dir.path(), "git", arguments, b"");
     git(&["init", "-q"]);
-    for (name, text) in [
-        ("mod", "1\n2\n3\n"),
-        ("gone", "x\n"),
-        ("old name", "a\nb\nc\nd\ne\n"),
-        ("empty", ""),
-    ] {
+    for (name, text) in [("mod", "1\n2\n3\n"), ("gone", "x\n"), ("old name", "a\nb\nc\nd\ne\n"), ("empty", "")] {
         fs::write(dir.path().join(name), text).expect("write");
     }
     git(&["add", "."]);
-    git(&[
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@t",
-        "commit",
-        "-qm",
-        "one",
-    ]);
+    git(&["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "one"]);
     fs::write(dir.path().join("mod"), "1\ntwo\n3").expect("write");
     fs::remove_file(dir.path().join("gone")).expect("remove");
     fs::remove_file(dir.path().join("empty")).expect("remove");
@@ -186,20 +131,9 @@ fn a_whole_git_commit_goes_through() {
     fs::write(dir.path().join("neu ä"), "a\nb\nc\nd\nE\n").expect("write");
     fs::write(dir.path().join("fresh"), "").expect("write");
     git(&["add", "-A"]);
-    git(&[
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@t",
-        "commit",
-        "-qm",
-        "two\n\n- list\n-- \n2.0",
-    ]);
+    git(&["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "two\n\n- list\n-- \n2.0"]);
 
-    for patch in [
-        git(&["show", "-M", "HEAD"]),
-        git(&["format-patch", "-1", "-M", "--stdout"]),
-    ] {
+    for patch in [git(&["show", "-M", "HEAD"]), git(&["format-patch", "-1", "-M", "--stdout"])] {
         let shown = String::from_utf8_lossy(&patch).into_owned();
         let patch = Patch::parse(&patch, None).unwrap_or_else(|error| panic!("{error}\n{shown}"));
         let changes = plan(&patch, &ApplyOptions::default(), |path| {
@@ -212,10 +146,8 @@ fn a_whole_git_commit_goes_through() {
             })
         })
         .unwrap_or_else(|errors| panic!("{errors:?}\n{shown}"));
-        let list: Vec<(&str, Option<&[u8]>)> = changes
-            .iter()
-            .map(|change| (change.path.as_str(), change.content.as_deref()))
-            .collect();
+        let list: Vec<(&str, Option<&[u8]>)> =
+            changes.iter().map(|change| (change.path.as_str(), change.content.as_deref())).collect();
         assert_eq!(
             list,
             [

@@ -37,14 +37,9 @@ fn file_diff(path: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> Option<Vec<u
 fn apply(patch: &[u8], old: Option<&[u8]>) -> Vec<Change> {
     let shown = String::from_utf8_lossy(patch).into_owned();
     let patch = Patch::parse(patch, None).unwrap_or_else(|error| panic!("{error}\n{shown}"));
-    plan(
-        &patch,
-        &ApplyOptions {
-            max_offset: 0,
-            fuzz: 0,
-        },
-        |_| Ok(old.map_or(Current::Missing, |text| Current::File(text.to_vec()))),
-    )
+    plan(&patch, &ApplyOptions { max_offset: 0, fuzz: 0 }, |_| {
+        Ok(old.map_or(Current::Missing, |text| Current::File(text.to_vec())))
+    })
     .unwrap_or_else(|errors| panic!("{errors:?}\n{shown}"))
 }
 
@@ -117,9 +112,7 @@ fn repetitive(count: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut text = Vec::new();
     for _ in 0..count {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         text.extend_from_slice(&[b'a' + (state >> 60) as u8, b'\n']);
     }
     text
@@ -131,10 +124,7 @@ fn large_and_repetitive_texts_are_quick() {
     let started = std::time::Instant::now();
     let patch = file_diff("f", Some(&old), Some(&new)).expect("a diff");
     let took = started.elapsed();
-    assert_eq!(
-        apply(&patch, Some(&old))[0].content.as_deref(),
-        Some(&new[..])
-    );
+    assert_eq!(apply(&patch, Some(&old))[0].content.as_deref(), Some(&new[..]));
     // Without the budget this takes minutes.
     assert!(took.as_secs() < 10, "{took:?}");
 }
@@ -143,22 +133,8 @@ fn large_and_repetitive_texts_are_quick() {
 fn a_large_text_with_few_changes_keeps_a_short_diff() {
     let line = |n: usize| format!("line {n}\n");
     let old: String = (0..60_000).map(line).collect();
-    let new: String = (0..60_000)
-        .map(|n| {
-            if n % 20_000 == 7 {
-                format!("new {n}\n")
-            } else {
-                line(n)
-            }
-        })
-        .collect();
+    let new: String = (0..60_000).map(|n| if n % 20_000 == 7 { format!("new {n}\n") } else { line(n) }).collect();
     let patch = file_diff("f", Some(old.as_bytes()), Some(new.as_bytes())).expect("a diff");
-    assert_eq!(
-        String::from_utf8_lossy(&patch).matches("\n-line").count(),
-        3
-    );
-    assert_eq!(
-        apply(&patch, Some(old.as_bytes()))[0].content.as_deref(),
-        Some(new.as_bytes())
-    );
+    assert_eq!(String::from_utf8_lossy(&patch).matches("\n-line").count(), 3);
+    assert_eq!(apply(&patch, Some(old.as_bytes()))[0].content.as_deref(), Some(new.as_bytes()));
 }

@@ -49,9 +49,6 @@ mod tests {
             "workspace_export(workspace_id*, path*, output_path*)",
             "workspace_diff(workspace_id*)",
         ];
-        assert_eq!(
-            pyro_plugin_guest::signatures(&super::pyro_manifest()),
-            expected
-        );
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

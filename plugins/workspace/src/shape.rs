@@ -123,10 +123,7 @@ pub fn name(name: &str) -> Result<String, ToolError> {
 
 /// Returns labels as they are kept, sorted by key.
 pub fn labels(labels: &BTreeMap<String, String>) -> Result<Vec<(String, String)>, ToolError> {
-    labels
-        .iter()
-        .map(|(key, value)| Ok((label_key(key)?, text(&format!("label {key}"), value)?)))
-        .collect()
+    labels.iter().map(|(key, value)| Ok((label_key(key)?, text(&format!("label {key}"), value)?))).collect()
 }
 
 /// Returns a label's key as it is kept.
@@ -134,25 +131,19 @@ pub fn label_key(key: &str) -> Result<String, ToolError> {
     let key = key.trim();
     let mut bytes = key.bytes();
     let valid = key.len() <= 64
-        && bytes
-            .next()
-            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
     if valid {
         Ok(key.to_owned())
     } else {
-        Err(invalid(format!(
-            "label key '{key}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$"
-        )))
+        Err(invalid(format!("label key '{key}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$")))
     }
 }
 
 fn text(what: &str, text: &str) -> Result<String, ToolError> {
     let text = text.trim();
     if text.is_empty() || text.chars().count() > MAX_NAME || text.contains(['\r', '\n']) {
-        return Err(invalid(format!(
-            "{what} must have 1 to {MAX_NAME} characters on one line"
-        )));
+        return Err(invalid(format!("{what} must have 1 to {MAX_NAME} characters on one line")));
     }
     Ok(text.to_owned())
 }
@@ -167,12 +158,8 @@ mod tests {
         for bad in ["", "  ", "a\nb", &"ä".repeat(121)] {
             assert!(name(bad).is_err());
         }
-        let of =
-            |key: &str, value: &str| labels(&BTreeMap::from([(key.to_owned(), value.to_owned())]));
-        assert_eq!(
-            of("team", " x ").ok(),
-            Some(vec![("team".to_owned(), "x".to_owned())])
-        );
+        let of = |key: &str, value: &str| labels(&BTreeMap::from([(key.to_owned(), value.to_owned())]));
+        assert_eq!(of("team", " x ").ok(), Some(vec![("team".to_owned(), "x".to_owned())]));
         assert!(of("te am", "x").is_err() && of("", "x").is_err() && of("a", "").is_err());
     }
 }

@@ -13,9 +13,26 @@ struct Plugin;
 const PROMISE: &str = r#"{"type":"object","properties":{"answer":{"type":"integer"}},"required":["answer"]}"#;
 
 const PLAIN: [&str; 20] = [
-    "echo", "spin", "allocate", "trap", "panic", "recurse", "exit", "huge_text", "huge_structured", "hand_over",
-    "bad_json", "not_an_object", "log_flood", "blob_flood", "handle_flood", "rest", "stderr_flood", "refuse",
-    "show_config", "blob",
+    "echo",
+    "spin",
+    "allocate",
+    "trap",
+    "panic",
+    "recurse",
+    "exit",
+    "huge_text",
+    "huge_structured",
+    "hand_over",
+    "bad_json",
+    "not_an_object",
+    "log_flood",
+    "blob_flood",
+    "handle_flood",
+    "rest",
+    "stderr_flood",
+    "refuse",
+    "show_config",
+    "blob",
 ];
 
 /// The number in `{"n":...}`; the host has checked that it is one.

@@ -31,8 +31,7 @@ impl Cmdline {
     /// # Errors
     /// When `/proc/cmdline` cannot be read or names an unknown `pyro.` parameter.
     pub fn read() -> Result<Self, FatalError> {
-        let text =
-            std::fs::read("/proc/cmdline").map_err(FatalError::path("read", "/proc/cmdline"))?;
+        let text = std::fs::read("/proc/cmdline").map_err(FatalError::path("read", "/proc/cmdline"))?;
         Self::parse(&String::from_utf8_lossy(&text))
     }
 
@@ -53,21 +52,13 @@ impl Cmdline {
                 continue;
             };
             match parameter.split_once('=') {
-                Some(("root", value)) if value.starts_with("/dev/") => {
-                    parsed.root = value.to_owned()
-                }
-                Some(("rootfstype", value)) if !value.is_empty() => {
-                    parsed.root_fs_type = value.to_owned()
-                }
+                Some(("root", value)) if value.starts_with("/dev/") => parsed.root = value.to_owned(),
+                Some(("rootfstype", value)) if !value.is_empty() => parsed.root_fs_type = value.to_owned(),
                 Some(("rootflags", value)) => parsed.root_flags = value.to_owned(),
-                Some(("hostname", value)) if !value.is_empty() => {
-                    parsed.hostname = Some(value.to_owned())
-                }
+                Some(("hostname", value)) if !value.is_empty() => parsed.hostname = Some(value.to_owned()),
                 None if parameter == "ro" => parsed.read_only = true,
                 _ => {
-                    return Err(FatalError::Cmdline(format!(
-                        "unknown or malformed kernel parameter `{word}`"
-                    )));
+                    return Err(FatalError::Cmdline(format!("unknown or malformed kernel parameter `{word}`")));
                 }
             }
         }
@@ -81,9 +72,7 @@ mod tests {
 
     #[test]
     fn reads_its_own_parameters_and_leaves_the_kernels() {
-        let parsed =
-            Cmdline::parse("quiet root=x pyro.root=/dev/vdb pyro.ro pyro.rootfstype=erofs\n")
-                .unwrap();
+        let parsed = Cmdline::parse("quiet root=x pyro.root=/dev/vdb pyro.ro pyro.rootfstype=erofs\n").unwrap();
         assert_eq!(
             parsed,
             Cmdline {
@@ -98,13 +87,7 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_know() {
-        for text in [
-            "pyro.rot=/dev/vda",
-            "pyro.root=vda",
-            "pyro.root",
-            "pyro.hostname=",
-            "pyro.ro=1",
-        ] {
+        for text in ["pyro.rot=/dev/vda", "pyro.root=vda", "pyro.root", "pyro.hostname=", "pyro.ro=1"] {
             let error = Cmdline::parse(text).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }

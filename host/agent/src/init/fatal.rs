@@ -51,23 +51,13 @@ pub enum FatalError {
 impl FatalError {
     /// Returns a function that turns an error into a failed step.
     pub fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Step {
-            what,
-            source: source.into(),
-        }
+        move |source| Self::Step { what, source: source.into() }
     }
 
     /// Returns a function that turns an error into a refused path.
-    pub fn path<E: Into<io::Error>>(
-        what: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(E) -> Self {
+    pub fn path<E: Into<io::Error>>(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
         let path = path.into();
-        move |source| Self::Path {
-            what,
-            path,
-            source: source.into(),
-        }
+        move |source| Self::Path { what, path, source: source.into() }
     }
 }
 

@@ -52,8 +52,7 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
     mounts::mount_early()?;
     mounts::fill_stdio()?;
     sys::ignore_broken_pipes();
-    let child_signal =
-        sys::child_signal_fd().map_err(FatalError::step("watch for ended children"))?;
+    let child_signal = sys::child_signal_fd().map_err(FatalError::step("watch for ended children"))?;
     hurry_rcu();
     let cmdline = Cmdline::read()?;
     boot.done("early mounts");
@@ -72,20 +71,11 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
         .ok();
     boot.done("cgroups");
 
-    let files = Rlimit {
-        current: Some(NOFILE_HARD),
-        maximum: Some(NOFILE_HARD),
-    };
-    report(
-        "raise the limit of open files",
-        setrlimit(Resource::Nofile, files).map_err(Into::into),
-    );
+    let files = Rlimit { current: Some(NOFILE_HARD), maximum: Some(NOFILE_HARD) };
+    report("raise the limit of open files", setrlimit(Resource::Nofile, files).map_err(Into::into));
     report("bring the loopback interface up", sys::loopback_up());
     let hostname = cmdline.hostname.as_deref().unwrap_or("pyro");
-    report(
-        "set the host name",
-        rustix::system::sethostname(hostname.as_bytes()).map_err(Into::into),
-    );
+    report("set the host name", rustix::system::sethostname(hostname.as_bytes()).map_err(Into::into));
     if let Err(error) = std::fs::create_dir_all(WORKSPACE) {
         log(&format!("cannot create {WORKSPACE}: {error}"));
     }
@@ -93,8 +83,7 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
     let listener = sys::vsock_listen(AGENT_PORT).map_err(FatalError::step("listen on vsock"))?;
     boot.done("listening");
 
-    let ready =
-        pyro_agent_protocol::GuestFrame::HelloReply(Box::new(hello(&boot, cgroups.is_some())));
+    let ready = pyro_agent_protocol::GuestFrame::HelloReply(Box::new(hello(&boot, cgroups.is_some())));
     let mut server = Server::new(Config {
         listener,
         cgroups,
@@ -105,9 +94,7 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
     })?;
     match sys::vsock_connect(READY_PORT) {
         Ok(connection) => server.announce(connection, &ready),
-        Err(error) => log(&format!(
-            "cannot tell the host that the guest is ready: {error}"
-        )),
+        Err(error) => log(&format!("cannot tell the host that the guest is ready: {error}")),
     }
     Ok(server.run()?)
 }
@@ -115,10 +102,7 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
 /// Makes the kernel end its grace periods at once: a guest has few CPUs, and module loading, mounts and cgroups wait for
 /// tens of milliseconds each otherwise.
 fn hurry_rcu() {
-    report(
-        "hurry RCU",
-        std::fs::write("/sys/kernel/rcu_expedited", "1"),
-    );
+    report("hurry RCU", std::fs::write("/sys/kernel/rcu_expedited", "1"));
 }
 
 fn report(what: &str, result: io::Result<()>) {

@@ -42,10 +42,7 @@ pub fn load_all(dir: &Path) -> Result<(), FatalError> {
 }
 
 fn names(order: &str) -> impl Iterator<Item = &str> {
-    order
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+    order.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// Returns the module before its signature; all of it when it has none.
@@ -82,12 +79,7 @@ mod tests {
 
     #[test]
     fn leaves_other_files_alone() {
-        for file in [
-            &b""[..],
-            b"\x7fELF",
-            SIGNATURE_MAGIC,
-            b"short~Module signature appended~\n",
-        ] {
+        for file in [&b""[..], b"\x7fELF", SIGNATURE_MAGIC, b"short~Module signature appended~\n"] {
             assert_eq!(without_signature(file), file);
         }
         let mut lies = b"\x7fELF".to_vec();

@@ -9,9 +9,7 @@ use rustix::mount::{MountFlags, mount};
 use super::fatal::{FatalError, log};
 use crate::cgroup::enable_controllers;
 
-const SAFE: MountFlags = MountFlags::NOSUID
-    .union(MountFlags::NOEXEC)
-    .union(MountFlags::NODEV);
+const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC).union(MountFlags::NODEV);
 const NO_CODE: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 const SHARED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
@@ -25,27 +23,9 @@ struct Mount {
 
 /// What the initramfs needs; moved along to the root file system.
 const EARLY: &[Mount] = &[
-    Mount {
-        target: "/dev",
-        fs_type: "devtmpfs",
-        flags: NO_CODE,
-        options: "mode=0755",
-        needed: true,
-    },
-    Mount {
-        target: "/proc",
-        fs_type: "proc",
-        flags: SAFE,
-        options: "",
-        needed: true,
-    },
-    Mount {
-        target: "/sys",
-        fs_type: "sysfs",
-        flags: SAFE,
-        options: "",
-        needed: true,
-    },
+    Mount { target: "/dev", fs_type: "devtmpfs", flags: NO_CODE, options: "mode=0755", needed: true },
+    Mount { target: "/proc", fs_type: "proc", flags: SAFE, options: "", needed: true },
+    Mount { target: "/sys", fs_type: "sysfs", flags: SAFE, options: "", needed: true },
 ];
 
 const LATE: &[Mount] = &[
@@ -56,20 +36,8 @@ const LATE: &[Mount] = &[
         options: "gid=5,mode=0620,ptmxmode=0666",
         needed: false,
     },
-    Mount {
-        target: "/dev/shm",
-        fs_type: "tmpfs",
-        flags: SHARED,
-        options: "mode=1777",
-        needed: false,
-    },
-    Mount {
-        target: "/run",
-        fs_type: "tmpfs",
-        flags: SHARED,
-        options: "mode=0755",
-        needed: true,
-    },
+    Mount { target: "/dev/shm", fs_type: "tmpfs", flags: SHARED, options: "mode=1777", needed: false },
+    Mount { target: "/run", fs_type: "tmpfs", flags: SHARED, options: "mode=0755", needed: true },
     Mount {
         target: "/sys/fs/cgroup",
         fs_type: "cgroup2",
@@ -163,11 +131,5 @@ fn mount_each(mounts: &[Mount]) -> Result<(), FatalError> {
 
 fn mount_one(entry: &Mount, options: &str) -> Result<(), Errno> {
     let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
-    mount(
-        entry.fs_type,
-        entry.target,
-        entry.fs_type,
-        entry.flags,
-        options.as_c_str(),
-    )
+    mount(entry.fs_type, entry.target, entry.fs_type, entry.flags, options.as_c_str())
 }

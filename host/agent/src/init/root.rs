@@ -28,14 +28,8 @@ pub fn mount(cmdline: &Cmdline) -> Result<(), FatalError> {
     let mut flags = MountFlags::NOATIME;
     flags.set(MountFlags::RDONLY, cmdline.read_only);
     let options = CString::new(cmdline.root_flags.as_str()).unwrap_or_default();
-    rustix::mount::mount(
-        cmdline.root.as_str(),
-        NEW_ROOT,
-        cmdline.root_fs_type.as_str(),
-        flags,
-        options.as_c_str(),
-    )
-    .map_err(FatalError::path("mount root device", &cmdline.root))
+    rustix::mount::mount(cmdline.root.as_str(), NEW_ROOT, cmdline.root_fs_type.as_str(), flags, options.as_c_str())
+        .map_err(FatalError::path("mount root device", &cmdline.root))
 }
 
 /// Makes the mounted file system the root, with `/dev`, `/proc` and `/sys` in it. The initramfs's memory is given back;
@@ -62,10 +56,7 @@ fn wait_for(device: &str) -> Result<(), FatalError> {
     while !Path::new(device).exists() {
         if started.elapsed() > DEVICE_WAIT {
             let waited_ms = started.elapsed().as_millis();
-            return Err(FatalError::NoRootDevice {
-                path: device.to_owned(),
-                waited_ms,
-            });
+            return Err(FatalError::NoRootDevice { path: device.to_owned(), waited_ms });
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));

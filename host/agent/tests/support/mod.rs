@@ -52,11 +52,7 @@ impl Agent {
         })
         .unwrap();
         let thread = Some(std::thread::spawn(move || server.run()));
-        Self {
-            dir,
-            thread,
-            cgroups: has_cgroups,
-        }
+        Self { dir, thread, cgroups: has_cgroups }
     }
 
     /// Returns the directory in which commands start.
@@ -69,10 +65,7 @@ impl Agent {
         let stream = UnixStream::connect(self.dir.path().join("agent.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Host {
-            stream,
-            decoder: FrameDecoder::new(),
-        }
+        Host { stream, decoder: FrameDecoder::new() }
     }
 
     /// Opens a connection and sends an operation.
@@ -89,9 +82,7 @@ impl Agent {
 
     /// Ends the server and returns what it reports.
     pub fn shut_down(mut self) -> ShutdownAsked {
-        let _host = self.open(Op::Shutdown(ShutdownRequest {
-            mode: ShutdownMode::Reboot,
-        }));
+        let _host = self.open(Op::Shutdown(ShutdownRequest { mode: ShutdownMode::Reboot }));
         self.thread.take().unwrap().join().unwrap().unwrap()
     }
 }
@@ -128,16 +119,12 @@ pub struct Collected {
 impl Collected {
     /// Returns the end, which must have come.
     pub fn exited(&self) -> &Exited {
-        self.exited
-            .as_ref()
-            .unwrap_or_else(|| panic!("no end: {:?}", self.error))
+        self.exited.as_ref().unwrap_or_else(|| panic!("no end: {:?}", self.error))
     }
 
     /// Returns the error, which must have come instead.
     pub fn error(&self) -> &ErrorReply {
-        self.error
-            .as_ref()
-            .unwrap_or_else(|| panic!("no error: {:?}", self.exited))
+        self.error.as_ref().unwrap_or_else(|| panic!("no error: {:?}", self.exited))
     }
 }
 
@@ -177,10 +164,7 @@ impl Host {
     pub fn collect(&mut self) -> Collected {
         let mut all = Collected::default();
         while let Some(frame) = self.next() {
-            assert!(
-                all.exited.is_none() && all.error.is_none(),
-                "a frame after the last: {frame:?}"
-            );
+            assert!(all.exited.is_none() && all.error.is_none(), "a frame after the last: {frame:?}");
             match frame {
                 GuestFrame::Started(started) => all.started = Some(started),
                 GuestFrame::Stdout(bytes) => all.stdout.extend(bytes),
@@ -197,14 +181,8 @@ impl Host {
 
 /// True when the process exists and is not a zombie.
 pub fn is_running(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        !stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .trim_start()
-            .starts_with('Z')
-    })
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
 /// Waits until `condition` holds; panics with `what` when it never does.

@@ -360,12 +360,14 @@ mod tests {
         }
         assert_eq!(refusals(named(&"a".repeat(40))), [""; 0]);
         let described = |text: String| ToolSpec { description: text, ..tool(schema()) };
-        assert_eq!(refusals(described("a\u{202e}b".to_owned())), [
-            "tool `grep` has an invisible character (U+202E) in its description"
-        ]);
-        assert_eq!(refusals(described("x".repeat(4097))), [
-            "tool `grep` has a description of 4097 characters, more than 4096"
-        ]);
+        assert_eq!(
+            refusals(described("a\u{202e}b".to_owned())),
+            ["tool `grep` has an invisible character (U+202E) in its description"]
+        );
+        assert_eq!(
+            refusals(described("x".repeat(4097))),
+            ["tool `grep` has a description of 4097 characters, more than 4096"]
+        );
         assert_eq!(refusals(described(" ".to_owned())), ["tool `grep` has no description"]);
     }
 
@@ -385,9 +387,9 @@ mod tests {
         spec.meta.insert("cli".to_owned(), r#"{"path":["grep"],"positionals":["path"]}"#.to_owned());
         assert_eq!(refusals(spec.clone()), [""; 0]);
         spec.meta.insert("cli".to_owned(), r#"{"path":["Grep"],"positionals":["word"]}"#.to_owned());
-        assert_eq!(refusals(spec), [
-            "tool `grep` has the command [\"Grep\"]",
-            "tool `grep` has a `cli` that names the argument `word`"
-        ]);
+        assert_eq!(
+            refusals(spec),
+            ["tool `grep` has the command [\"Grep\"]", "tool `grep` has a `cli` that names the argument `word`"]
+        );
     }
 }

@@ -39,7 +39,8 @@ pub(super) fn check_imports(place: &str, imports: &[String], grants: &GrantSet, 
         let (name, version) = import.split_once('@').unwrap_or((import, ""));
         if let Some((_, need)) = INTERFACES.iter().find(|(known, _)| *known == name) {
             if version != PYRO_VERSION {
-                let message = format!("{place} was built for `{import}`; this pyro offers version {PYRO_VERSION} of it");
+                let message =
+                    format!("{place} was built for `{import}`; this pyro offers version {PYRO_VERSION} of it");
                 let hint = "build it again against the interfaces of this pyro (wit/), or use a pyro of that version";
                 refusals.push(("wrong_version", message, hint.to_owned()));
             } else if let Need::Grant(grant) = need
@@ -92,7 +93,11 @@ pub(super) fn check_exports(place: &str, exports: &[String]) -> Option<Refusal> 
     }
     if let Some(other) = exports.iter().find(|export| export.starts_with("pyro:plugin/tools@")) {
         let message = format!("{place} was built for `{other}`; this pyro calls `{wanted}`");
-        return Some(("wrong_version", message, "build it again against the interfaces of this pyro (wit/)".to_owned()));
+        return Some((
+            "wrong_version",
+            message,
+            "build it again against the interfaces of this pyro (wit/)".to_owned(),
+        ));
     }
     let found = match exports {
         [] => "nothing".to_owned(),

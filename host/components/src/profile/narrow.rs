@@ -167,21 +167,23 @@ fn narrow(
         Some(Value::Object(properties)) => properties.clone(),
         _ => Map::new(),
     };
-    let is_required =
-        |argument: &str| original.get("required").and_then(Value::as_array).is_some_and(|r| r.iter().any(|n| n == argument));
-    let mut used: Vec<&str> = Vec::new();
-    let usable = |argument: &At<String>, what: &str, report: &mut dyn FnMut(&'static str, usize, String, Option<String>)| {
-        if !properties.contains_key(&argument.value) {
-            let hint = match suggestion(&argument.value, properties.keys().map(String::as_str)) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("its arguments: {}", name_list(properties.keys().map(String::as_str))),
-            };
-            let message = format!("`{what}` of [tool.{name}] names no argument `{}`", argument.value);
-            report("unknown_argument", argument.line, message, Some(hint));
-            return false;
-        }
-        true
+    let is_required = |argument: &str| {
+        original.get("required").and_then(Value::as_array).is_some_and(|r| r.iter().any(|n| n == argument))
     };
+    let mut used: Vec<&str> = Vec::new();
+    let usable =
+        |argument: &At<String>, what: &str, report: &mut dyn FnMut(&'static str, usize, String, Option<String>)| {
+            if !properties.contains_key(&argument.value) {
+                let hint = match suggestion(&argument.value, properties.keys().map(String::as_str)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("its arguments: {}", name_list(properties.keys().map(String::as_str))),
+                };
+                let message = format!("`{what}` of [tool.{name}] names no argument `{}`", argument.value);
+                report("unknown_argument", argument.line, message, Some(hint));
+                return false;
+            }
+            true
+        };
     let schema = Arc::make_mut(&mut tool.def.input_schema);
     for (argument, value) in &narrowing.fixed {
         if usable(argument, "fixed", report) && accepts(&original, argument, value, &name, report) {
@@ -245,7 +247,8 @@ fn accepts(
         one.insert("$defs".to_owned(), defs.clone());
     }
     let property = schema.get("properties").and_then(|properties| properties.get(&argument.value)).cloned();
-    let properties: Map<String, Value> = [(argument.value.clone(), property.unwrap_or(Value::Bool(true)))].into_iter().collect();
+    let properties: Map<String, Value> =
+        [(argument.value.clone(), property.unwrap_or(Value::Bool(true)))].into_iter().collect();
     one.insert("properties".to_owned(), Value::Object(properties));
     let instance: Map<String, Value> = [(argument.value.clone(), value.clone())].into_iter().collect();
     match first_violation(&Value::Object(one), &Value::Object(instance)) {

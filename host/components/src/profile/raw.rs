@@ -236,7 +236,10 @@ impl Reader<'_> {
     fn json_table(&mut self, node: &Node<'_>, what: &str) -> Map<String, Value> {
         let Some(table) = self.table(node, what) else { return Map::new() };
         let entries = self.entries(table, what, None);
-        entries.into_iter().filter_map(|(key, value)| Some((key.value.to_owned(), self.json(value, what, 0)?))).collect()
+        entries
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.value.to_owned(), self.json(value, what, 0)?)))
+            .collect()
     }
 
     fn json(&mut self, node: &Node<'_>, what: &str, depth: usize) -> Option<Value> {
@@ -313,7 +316,9 @@ impl Reader<'_> {
             let line = raw.name.line;
             let (message, hint) = match raw.name.value.as_str() {
                 "" => ("the profile has no name".to_owned(), "write `name = \"my-profile\"`"),
-                other => (format!("profile name `{other}` is not allowed"), "use a-z, 0-9 and `-`, at most 64 characters"),
+                other => {
+                    (format!("profile name `{other}` is not allowed"), "use a-z, 0-9 and `-`, at most 64 characters")
+                }
             };
             self.report("invalid_value", line, message, Some(hint.to_owned()));
         }
@@ -363,7 +368,8 @@ impl Reader<'_> {
                 _ => match value.get_ref().as_str() {
                     Some("call") => {}
                     _ => {
-                        let message = format!("{what} must be \"call\": this pyro makes a fresh instance for every call");
+                        let message =
+                            format!("{what} must be \"call\": this pyro makes a fresh instance for every call");
                         self.report("unsupported", key.line, message, Some("leave `instance` out".to_owned()));
                     }
                 },
@@ -530,7 +536,5 @@ fn article(kind: &str) -> String {
 fn is_name(name: &str, underscore: bool) -> bool {
     (1..=64).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || (underscore && b == b'_'))
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || (underscore && b == b'_'))
 }

@@ -106,8 +106,7 @@ impl AotCache {
     }
 
     fn store(&self, digest: &str, cwasm: &[u8]) {
-        let record =
-            Record { cwasm_sha256: hex::encode(Sha256::digest(cwasm)), tools: self.listed_tools(digest) };
+        let record = Record { cwasm_sha256: hex::encode(Sha256::digest(cwasm)), tools: self.listed_tools(digest) };
         if write_atomically(&self.cwasm_path(digest), cwasm) {
             self.write_record(digest, &record);
         }

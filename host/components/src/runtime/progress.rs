@@ -93,10 +93,13 @@ mod tests {
         progress.from_component(10.0, None, Some("half"));
         progress.from_component(11.0, None, None);
         let heard = heard.0.lock().unwrap();
-        assert_eq!(*heard, [
-            (1.0, Some("fetching (25%)".to_owned())),
-            (2.0, Some("booting".to_owned())),
-            (10.0, Some("half".to_owned())),
-        ]);
+        assert_eq!(
+            *heard,
+            [
+                (1.0, Some("fetching (25%)".to_owned())),
+                (2.0, Some("booting".to_owned())),
+                (10.0, Some("half".to_owned())),
+            ]
+        );
     }
 }

@@ -76,7 +76,12 @@ impl CallState {
         CallState {
             table,
             wasi,
-            memory: MemoryLimit { used: 0, elements: 0, most: (limits.memory_mib as usize) << 20, mib: limits.memory_mib },
+            memory: MemoryLimit {
+                used: 0,
+                elements: 0,
+                most: (limits.memory_mib as usize) << 20,
+                mib: limits.memory_mib,
+            },
             stdio,
             blob_bytes: 0,
             clock,

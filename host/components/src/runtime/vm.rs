@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyro_engine::{
-    EngineError, ErrorCode, ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, Lifetime,
-    MachineSpec,
+    EngineError, ErrorCode, ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, Lifetime, MachineSpec,
 };
 use tokio::io::AsyncReadExt;
 use wasmtime::component::Resource;
@@ -41,11 +40,7 @@ fn error(error: &EngineError) -> types::Error {
         message: error.message().to_owned(),
         hint: error.hint().map(str::to_owned),
         retryable: error.retryable(),
-        meta: error
-            .console_tail()
-            .map(|tail| ("console_tail".to_owned(), tail.to_owned()))
-            .into_iter()
-            .collect(),
+        meta: error.console_tail().map(|tail| ("console_tail".to_owned(), tail.to_owned())).into_iter().collect(),
     }
 }
 
@@ -68,12 +63,7 @@ impl types::HostMachine for CallState {
             ttl_seconds: u32::try_from(info.ttl_seconds).unwrap_or(u32::MAX),
             created_at: info.created_at,
             expires_at: info.expires_at,
-            state: if entry.machine.is_some() {
-                "started"
-            } else {
-                "stopped"
-            }
-            .to_owned(),
+            state: if entry.machine.is_some() { "started" } else { "stopped" }.to_owned(),
             execution_mode: info.execution_mode.as_str().to_owned(),
             meta: Vec::new(),
         })
@@ -96,18 +86,10 @@ impl machines::Host for CallState {
             None => Some("the grant `machines` is missing".to_owned()),
         };
         if let Some(message) = refused {
-            return Ok(Err(refusal(
-                ErrorCode::Denied,
-                message,
-                "the profile's `grants` decide this",
-            )));
+            return Ok(Err(refusal(ErrorCode::Denied, message, "the profile's `grants` decide this")));
         }
         let Some(engine) = self.engine.clone() else {
-            return Ok(Err(refusal(
-                ErrorCode::Denied,
-                "there are no machines here",
-                "call a tool instead",
-            )));
+            return Ok(Err(refusal(ErrorCode::Denied, "there are no machines here", "call a tool instead")));
         };
         let spec = MachineSpec {
             environment: config.environment,
@@ -123,19 +105,13 @@ impl machines::Host for CallState {
         match made {
             Ok(machine) => {
                 let info = machine.info().clone();
-                Ok(Ok(self.table.push(MachineEntry {
-                    machine: Some(machine),
-                    info,
-                })?))
+                Ok(Ok(self.table.push(MachineEntry { machine: Some(machine), info })?))
             }
             Err(failed) => Ok(Err(error(&failed))),
         }
     }
 
-    async fn end(
-        &mut self,
-        machine: Resource<MachineEntry>,
-    ) -> wasmtime::Result<Result<(), types::Error>> {
+    async fn end(&mut self, machine: Resource<MachineEntry>) -> wasmtime::Result<Result<(), types::Error>> {
         let Some(machine) = self.table.get_mut(&machine)?.machine.take() else {
             return Ok(Ok(()));
         };
@@ -163,21 +139,13 @@ impl exec::Host for CallState {
             None => Some("the grant `exec` is missing".to_owned()),
         };
         if let Some(message) = refused {
-            return Ok(Err(refusal(
-                ErrorCode::Denied,
-                message,
-                "the profile's `grants` decide this",
-            )));
+            return Ok(Err(refusal(ErrorCode::Denied, message, "the profile's `grants` decide this")));
         }
         if let Some(problem) = impossible(&command) {
             return Ok(Err(problem));
         }
         let Some(machine) = self.table.get(&machine)?.machine.clone() else {
-            return Ok(Err(refusal(
-                ErrorCode::NotFound,
-                "the machine was ended",
-                "make a new one",
-            )));
+            return Ok(Err(refusal(ErrorCode::NotFound, "the machine was ended", "make a new one")));
         };
         let input = match command.stdin {
             exec::Input::None => Input::None,
@@ -201,21 +169,15 @@ impl exec::Host for CallState {
         let keep = usize::try_from(command.keep_bytes.min(MAX_KEEP_BYTES)).unwrap_or_default();
         let observer = Arc::clone(&self.observer);
         let pause = self.clock.pause();
-        let ran = tokio::time::timeout(
-            timeout + EXEC_GRACE,
-            run_command(&*observer, &machine, request, input, keep),
-        )
-        .await;
+        let ran =
+            tokio::time::timeout(timeout + EXEC_GRACE, run_command(&*observer, &machine, request, input, keep)).await;
         drop(pause);
         match ran {
             Ok(Ok((exit, stdout, stderr))) => Ok(Ok(self.output(exit, stdout, stderr)?)),
             Ok(Err(failed)) => Ok(Err(error(&failed))),
             Err(_) => Ok(Err(refusal(
                 ErrorCode::OutcomeUnknown,
-                format!(
-                    "the guest did not say how the command ended within {} s of its timeout",
-                    EXEC_GRACE.as_secs()
-                ),
+                format!("the guest did not say how the command ended within {} s of its timeout", EXEC_GRACE.as_secs()),
                 "look at what it changed before you run it again",
             ))),
         }
@@ -224,13 +186,9 @@ impl exec::Host for CallState {
 
 /// What no guest could run.
 fn impossible(command: &exec::Command) -> Option<types::Error> {
-    let invalid =
-        |message: String, hint: &str| Some(refusal(ErrorCode::InvalidArgument, message, hint));
+    let invalid = |message: String, hint: &str| Some(refusal(ErrorCode::InvalidArgument, message, hint));
     if !(1..=MAX_TIMEOUT_MS).contains(&command.timeout_ms) {
-        let message = format!(
-            "the timeout must be between 1 and {MAX_TIMEOUT_MS} ms, not {}",
-            command.timeout_ms
-        );
+        let message = format!("the timeout must be between 1 and {MAX_TIMEOUT_MS} ms, not {}", command.timeout_ms);
         return invalid(message, "pass a timeout of at most a day");
     }
     let nul = |text: &str| text.contains('\0');
@@ -238,16 +196,8 @@ fn impossible(command: &exec::Command) -> Option<types::Error> {
         exec::Program::Argv(argv) => argv.iter().any(|word| nul(word)),
         exec::Program::Shell(line) => nul(line),
     };
-    if words_nul
-        || command
-            .env
-            .iter()
-            .any(|(name, value)| nul(name) || nul(value))
-    {
-        return invalid(
-            "the command contains a NUL character".to_owned(),
-            "pass binary data on standard input",
-        );
+    if words_nul || command.env.iter().any(|(name, value)| nul(name) || nul(value)) {
+        return invalid("the command contains a NUL character".to_owned(), "pass binary data on standard input");
     }
     let empty = match &command.program {
         exec::Program::Argv(argv) => argv.first().is_none_or(String::is_empty),
@@ -256,15 +206,8 @@ fn impossible(command: &exec::Command) -> Option<types::Error> {
     if empty {
         return invalid("the command is empty".to_owned(), "pass a command");
     }
-    if let Some((name, _)) = command
-        .env
-        .iter()
-        .find(|(name, _)| name.is_empty() || name.contains('='))
-    {
-        return invalid(
-            format!("environment variable name `{name}` is not possible"),
-            "use letters, digits and `_`",
-        );
+    if let Some((name, _)) = command.env.iter().find(|(name, _)| name.is_empty() || name.contains('=')) {
+        return invalid(format!("environment variable name `{name}` is not possible"), "use letters, digits and `_`");
     }
     None
 }
@@ -344,12 +287,7 @@ async fn run_command(
 }
 
 impl CallState {
-    fn output(
-        &mut self,
-        exit: ExecExit,
-        stdout: Capture,
-        stderr: Capture,
-    ) -> wasmtime::Result<exec::Output> {
+    fn output(&mut self, exit: ExecExit, stdout: Capture, stderr: Capture) -> wasmtime::Result<exec::Output> {
         let mut meta = Vec::new();
         if exit.oom_killed {
             meta.push(("oom_killed".to_owned(), "true".to_owned()));
@@ -361,9 +299,7 @@ impl CallState {
             stdout: self.captured(stdout)?,
             stderr: self.captured(stderr)?,
             duration_ms: u64::try_from(exit.duration.as_millis()).unwrap_or(u64::MAX),
-            cpu_us: exit
-                .cpu
-                .map(|cpu| u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX)),
+            cpu_us: exit.cpu.map(|cpu| u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX)),
             peak_memory_bytes: exit.peak_memory_bytes,
             meta,
         })
@@ -373,11 +309,6 @@ impl CallState {
         self.hold(capture.held())?;
         let (bytes, head_bytes, total_bytes, truncated) = capture.finish();
         let bytes = self.table.push(Blob(bytes))?;
-        Ok(exec::Captured {
-            bytes,
-            head_bytes,
-            total_bytes,
-            truncated,
-        })
+        Ok(exec::Captured { bytes, head_bytes, total_bytes, truncated })
     }
 }

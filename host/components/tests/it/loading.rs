@@ -21,10 +21,7 @@ fn an_ungranted_import_is_refused_with_the_line_to_add() {
          hint: to allow it, write under [components.guest]:\n        grants = [\"machines\", \"exec\"]"
     );
     let scoped = refusal("uses_machines", "grants = { exec = { argv = [\"rg *\"], max_seconds = 5 } }");
-    assert!(
-        scoped.contains(r#"grants = { machines = {}, exec = { argv = ["rg *"], max_seconds = 5 } }"#),
-        "{scoped}"
-    );
+    assert!(scoped.contains(r#"grants = { machines = {}, exec = { argv = ["rg *"], max_seconds = 5 } }"#), "{scoped}");
 }
 
 #[test]
@@ -115,10 +112,7 @@ fn two_components_with_one_tool_name_are_refused() {
     let extra = "tools = [\"echo\", \"spin\"]\n[components.second]\nsource = \"guest.wasm\"\ntools = [\"echo\"]";
     let profile = home.profile("behaviours", extra).unwrap();
     let error = Toolbox::load(&profile, home.services()).err().unwrap().to_string();
-    assert!(
-        error.contains("tool `echo` is offered by [components.guest] and by [components.second]"),
-        "{error}"
-    );
+    assert!(error.contains("tool `echo` is offered by [components.guest] and by [components.second]"), "{error}");
 }
 
 #[test]

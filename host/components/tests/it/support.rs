@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use pyro_components::{Builtins, CallOptions, HostServices, LoadError, ResolvedProfile, ToolError, ToolOutcome, Toolbox};
+use pyro_components::{
+    Builtins, CallOptions, HostServices, LoadError, ResolvedProfile, ToolError, ToolOutcome, Toolbox,
+};
 use pyro_engine::{AgentSource, Engine, EngineOptions, Paths};
 use serde_json::{Map, Value};
 

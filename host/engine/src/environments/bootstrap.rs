@@ -60,11 +60,8 @@ fn is_left_out(path: &str) -> bool {
     }
 }
 
-const APT_OPTIONS: [&str; 3] = [
-    "Acquire::Languages \"none\"",
-    "Acquire::Retries \"3\"",
-    "APT::Install-Recommends \"0\"",
-];
+const APT_OPTIONS: [&str; 3] =
+    ["Acquire::Languages \"none\"", "Acquire::Retries \"3\"", "APT::Install-Recommends \"0\""];
 /// Where Debian's mmdebstrap keeps the hook that merges `/usr` before the first package is unpacked.
 const MERGED_USR_HOOK: &str = "/usr/share/mmdebstrap/hooks/merged-usr";
 
@@ -154,12 +151,7 @@ impl Bootstrap<'_> {
         let mut command = self.command(memory);
         command.args(["--variant=minbase", "--format=tar"]);
         command.arg("--dpkgopt=force-unsafe-io");
-        let mut packages: Vec<&str> = self
-            .definition
-            .packages
-            .iter()
-            .map(String::as_str)
-            .collect();
+        let mut packages: Vec<&str> = self.definition.packages.iter().map(String::as_str).collect();
         // Without this Debian 12 installs a package that merges /usr afterwards, and all of Perl for it.
         if self.definition.suite == "bookworm" && Path::new(MERGED_USR_HOOK).is_dir() {
             command.arg(format!("--hook-dir={MERGED_USR_HOOK}"));
@@ -170,8 +162,7 @@ impl Bootstrap<'_> {
         }
         self.finish(&mut command, "-");
 
-        let (tar, writer) =
-            std::io::pipe().map_err(|e| EnvironmentError::io("open a pipe for", PROGRAM, e))?;
+        let (tar, writer) = std::io::pipe().map_err(|e| EnvironmentError::io("open a pipe for", PROGRAM, e))?;
         command.stdout(Stdio::from(writer));
         let extras = extras(self);
         let spec = ImageSpec {
@@ -181,11 +172,7 @@ impl Bootstrap<'_> {
             left_out: is_left_out,
         };
         let state = std::sync::Mutex::new(Stages::default());
-        let lock = || {
-            state
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-        };
+        let lock = || state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let stopped = std::sync::atomic::AtomicBool::new(false);
         let (made, ran) = std::thread::scope(|scope| {
             let writing = scope.spawn(|| {
@@ -205,18 +192,13 @@ impl Bootstrap<'_> {
                 |line| lock().line(line, report),
                 || lock().tick(report),
             );
-            let made = writing.join().unwrap_or_else(|_| {
-                Err(ImageError::Io(std::io::Error::other(
-                    "the image writer panicked",
-                )))
-            });
+            let made = writing
+                .join()
+                .unwrap_or_else(|_| Err(ImageError::Io(std::io::Error::other("the image writer panicked"))));
             (made, ran)
         });
         if cancelled() {
-            return Err(EnvironmentError::Cancelled(format!(
-                "building `{}`",
-                self.name()
-            )));
+            return Err(EnvironmentError::Cancelled(format!("building `{}`", self.name())));
         }
         let unwritable = |error: ImageError| EnvironmentError::Build {
             environment: self.name().to_owned(),
@@ -240,11 +222,7 @@ impl Bootstrap<'_> {
     }
 
     /// Fetches the suite's kernel package for virtual machines into `into` and returns its path.
-    pub(crate) fn kernel_package(
-        &self,
-        into: &Path,
-        cancelled: Cancelled<'_>,
-    ) -> Result<PathBuf, EnvironmentError> {
+    pub(crate) fn kernel_package(&self, into: &Path, cancelled: Cancelled<'_>) -> Result<PathBuf, EnvironmentError> {
         let mut command = self.command(None);
         command.args(["--variant=custom", "--format=null"]);
         // `$1` is the chroot. The dependency package names the kernel of the day.
@@ -256,18 +234,14 @@ impl Bootstrap<'_> {
              [ -n \"$package\" ] || {{ echo 'E: {KERNEL_PACKAGE} names no kernel' >&2; exit 1; }}; \
              apt-get download \"$package\""
         ));
-        let quoted = into
-            .to_str()
-            .filter(|text| !text.contains(['\'', '\n']))
-            .ok_or_else(|| EnvironmentError::Io {
-                action: "pass on the path",
-                path: into.to_owned(),
-                source: std::io::ErrorKind::InvalidFilename.into(),
-            })?;
+        let quoted = into.to_str().filter(|text| !text.contains(['\'', '\n'])).ok_or_else(|| EnvironmentError::Io {
+            action: "pass on the path",
+            path: into.to_owned(),
+            source: std::io::ErrorKind::InvalidFilename.into(),
+        })?;
         command.arg(format!("--customize-hook=copy-out /pyro-kernel '{quoted}'"));
         self.finish(&mut command, "/dev/null");
-        let done = process::run(command, cancelled, |_| {}, || {})
-            .map_err(|e| e.at(PROGRAM, self.name()))?;
+        let done = process::run(command, cancelled, |_| {}, || {}).map_err(|e| e.at(PROGRAM, self.name()))?;
         if !done.status.success() {
             return Err(self.failed("fetching the kernel package", &done));
         }
@@ -285,17 +259,8 @@ impl Bootstrap<'_> {
 }
 
 /// Makes an error of what a failed mmdebstrap said last.
-fn explain(
-    environment: &str,
-    doing: &str,
-    how: String,
-    tail: &[String],
-    work: &Path,
-) -> EnvironmentError {
-    let said = |needles: &[&str]| {
-        tail.iter()
-            .any(|line| needles.iter().any(|needle| line.contains(needle)))
-    };
+fn explain(environment: &str, doing: &str, how: String, tail: &[String], work: &Path) -> EnvironmentError {
+    let said = |needles: &[&str]| tail.iter().any(|line| needles.iter().any(|needle| line.contains(needle)));
     if said(&["No space left on device", "Disk quota exceeded"]) {
         return EnvironmentError::DiskFull {
             path: work.to_owned(),
@@ -314,42 +279,16 @@ fn explain(
         "Network is unreachable",
     ]) {
         (
-            Some(
-                "check this host's network and its apt sources, or name a `mirror` in the user's environments.toml",
-            ),
+            Some("check this host's network and its apt sources, or name a `mirror` in the user's environments.toml"),
             true,
         )
-    } else if said(&[
-        "Unable to locate package",
-        "has no installation candidate",
-        "Couldn't find any package",
-    ]) {
+    } else if said(&["Unable to locate package", "has no installation candidate", "Couldn't find any package"]) {
+        (Some("the suite has no such package; correct `packages` in environments.toml"), false)
+    } else if said(&["NO_PUBKEY", "is not signed", "couldn't be verified", "keyring"]) {
+        (Some("`apt-get install debian-archive-keyring` brings Debian's keys"), false)
+    } else if said(&["newuidmap", "newgidmap", "/etc/subuid", "/etc/subgid", "user namespace", "unshare"]) {
         (
-            Some("the suite has no such package; correct `packages` in environments.toml"),
-            false,
-        )
-    } else if said(&[
-        "NO_PUBKEY",
-        "is not signed",
-        "couldn't be verified",
-        "keyring",
-    ]) {
-        (
-            Some("`apt-get install debian-archive-keyring` brings Debian's keys"),
-            false,
-        )
-    } else if said(&[
-        "newuidmap",
-        "newgidmap",
-        "/etc/subuid",
-        "/etc/subgid",
-        "user namespace",
-        "unshare",
-    ]) {
-        (
-            Some(
-                "`apt-get install uidmap`, and give this user a range in /etc/subuid and /etc/subgid; or run as root",
-            ),
+            Some("`apt-get install uidmap`, and give this user a range in /etc/subuid and /etc/subgid; or run as root"),
             false,
         )
     } else {
@@ -359,11 +298,7 @@ fn explain(
         environment: environment.to_owned(),
         message: format!("{doing} ended with {how}"),
         // mmdebstrap goes on to tell how it cleans up.
-        tail: tail
-            .iter()
-            .filter(|line| !line.starts_with("I: "))
-            .cloned()
-            .collect(),
+        tail: tail.iter().filter(|line| !line.starts_with("I: ")).cloned().collect(),
         hint: hint.map(str::to_owned),
         retryable,
     }
@@ -372,11 +307,7 @@ fn explain(
 fn extras(build: &Bootstrap<'_>) -> Vec<Extra> {
     let sources = match &build.definition.mirror {
         Some(mirror) => {
-            vec![Source {
-                suite: build.definition.suite.clone(),
-                uri: mirror.clone(),
-                signed_by: None,
-            }]
+            vec![Source { suite: build.definition.suite.clone(), uri: mirror.clone(), signed_by: None }]
         }
         None => build.sources.to_vec(),
     };
@@ -391,11 +322,7 @@ fn extras(build: &Bootstrap<'_>) -> Vec<Extra> {
         Extra::File("/etc/resolv.conf", 0o644, String::new()),
         // Empty: filled at boot, or every machine would be the same one.
         Extra::File("/etc/machine-id", 0o444, String::new()),
-        Extra::File(
-            "/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
-            0o644,
-            DPKG_CONFIG.to_owned(),
-        ),
+        Extra::File("/etc/dpkg/dpkg.cfg.d/99mmdebstrap", 0o644, DPKG_CONFIG.to_owned()),
         Extra::Dir("/root", 0o700),
         Extra::Dir("/workspace", 0o755),
         Extra::Dir("/tmp", 0o1777),
@@ -408,10 +335,7 @@ fn extras(build: &Bootstrap<'_>) -> Vec<Extra> {
         Extra::Dir("/usr/share/man/man8", 0o755),
     ];
     if !sources.is_empty() {
-        let text = sources
-            .iter()
-            .map(|source| format!("{}\n", source.public_line()))
-            .collect();
+        let text = sources.iter().map(|source| format!("{}\n", source.public_line())).collect();
         out.push(Extra::File("/etc/apt/sources.list", 0o644, text));
     }
     out
@@ -423,54 +347,23 @@ mod tests {
 
     fn explained(tail: &[&str]) -> EnvironmentError {
         let tail: Vec<_> = tail.iter().map(|line| (*line).to_owned()).collect();
-        explain(
-            "debian:12",
-            "installing packages",
-            "exit code 25".to_owned(),
-            &tail,
-            Path::new("/tmp"),
-        )
+        explain("debian:12", "installing packages", "exit code 25".to_owned(), &tail, Path::new("/tmp"))
     }
 
     #[test]
     fn failures_are_told_apart_by_what_was_said() {
-        let network = explained(&[
-            "Err:1 http://m.example bookworm InRelease",
-            "  Temporary failure resolving 'm.example'",
-        ]);
+        let network =
+            explained(&["Err:1 http://m.example bookworm InRelease", "  Temporary failure resolving 'm.example'"]);
         assert!(network.retryable() && network.hint().unwrap().contains("network"));
         let text = network.to_string();
-        assert!(
-            text.starts_with(
-                "building `debian:12` failed: installing packages ended with exit code 25"
-            ),
-            "{text}"
-        );
-        assert!(
-            text.ends_with("Temporary failure resolving 'm.example'"),
-            "{text}"
-        );
+        assert!(text.starts_with("building `debian:12` failed: installing packages ended with exit code 25"), "{text}");
+        assert!(text.ends_with("Temporary failure resolving 'm.example'"), "{text}");
         let package = explained(&["E: Unable to locate package gti", "I: removing tempdir /x"]);
         assert!(package.to_string().ends_with("package gti"), "{package}");
         assert!(!package.retryable() && package.hint().unwrap().contains("packages"));
-        assert!(
-            explained(&["W: GPG error: NO_PUBKEY 6ED0E7B8"])
-                .hint()
-                .unwrap()
-                .contains("keyring")
-        );
-        assert!(
-            explained(&["E: newuidmap failed"])
-                .hint()
-                .unwrap()
-                .contains("uidmap")
-        );
-        assert_eq!(
-            explained(&["dpkg: error: No space left on device"])
-                .code()
-                .as_str(),
-            "disk_full"
-        );
+        assert!(explained(&["W: GPG error: NO_PUBKEY 6ED0E7B8"]).hint().unwrap().contains("keyring"));
+        assert!(explained(&["E: newuidmap failed"]).hint().unwrap().contains("uidmap"));
+        assert_eq!(explained(&["dpkg: error: No space left on device"]).code().as_str(), "disk_full");
         assert_eq!(explained(&["E: strange"]).hint(), None);
     }
 

@@ -118,47 +118,19 @@ impl Builder<'_> {
     }
 
     /// Returns the slot of an environment's kernel and the recipe that an up-to-date build in it has.
-    pub(crate) fn kernel_slot(
-        &self,
-        definition: &Definition,
-    ) -> Result<(Slot, String), EnvironmentError> {
+    pub(crate) fn kernel_slot(&self, definition: &Definition) -> Result<(Slot, String), EnvironmentError> {
         let revision = modules::REVISION.to_le_bytes();
         let Some(file) = &definition.kernel else {
-            let key = format!(
-                "{}-{}-amd64",
-                definition.distribution.as_str(),
-                definition.suite
-            );
-            let recipe = digest_of(&[
-                &revision,
-                key.as_bytes(),
-                bootstrap::KERNEL_PACKAGE.as_bytes(),
-            ]);
+            let key = format!("{}-{}-amd64", definition.distribution.as_str(), definition.suite);
+            let recipe = digest_of(&[&revision, key.as_bytes(), bootstrap::KERNEL_PACKAGE.as_bytes()]);
             return Ok((self.store.slot(KERNELS, &key), recipe));
         };
         let meta = std::fs::metadata(file).map_err(|e| EnvironmentError::io("read", file, e))?;
-        let modules = definition
-            .modules
-            .as_deref()
-            .unwrap_or(Path::new(""))
-            .as_os_str()
-            .as_encoded_bytes();
+        let modules = definition.modules.as_deref().unwrap_or(Path::new("")).as_os_str().as_encoded_bytes();
         let path = digest_of(&[file.as_os_str().as_encoded_bytes(), modules]);
-        let identity = format!(
-            "{} {} {} {}",
-            meta.len(),
-            meta.ino(),
-            meta.mtime(),
-            meta.mtime_nsec()
-        );
+        let identity = format!("{} {} {} {}", meta.len(), meta.ino(), meta.mtime(), meta.mtime_nsec());
         let recipe = digest_of(&[&revision, path.as_bytes(), identity.as_bytes()]);
-        Ok((
-            self.store.slot(
-                KERNELS,
-                &format!("file-{}", path.get(..16).unwrap_or(&path)),
-            ),
-            recipe,
-        ))
+        Ok((self.store.slot(KERNELS, &format!("file-{}", path.get(..16).unwrap_or(&path))), recipe))
     }
 
     /// Returns the slot of the initramfs that belongs to a kernel and this agent, and its recipe.
@@ -172,24 +144,12 @@ impl Builder<'_> {
             }
         }
         let recipe = digest_of(&parts);
-        (
-            self.store
-                .slot(INITRAMFSES, recipe.get(..16).unwrap_or(&recipe)),
-            recipe,
-        )
+        (self.store.slot(INITRAMFSES, recipe.get(..16).unwrap_or(&recipe)), recipe)
     }
 
     /// Returns every part when all are installed and up to date.
-    pub(crate) fn installed(
-        &self,
-        definition: &Definition,
-        look: Look,
-    ) -> Result<Option<Parts>, EnvironmentError> {
-        let Some(rootfs) = self.good(
-            &self.rootfs_slot(definition),
-            &definition.recipe(bootstrap::REVISION),
-            look,
-        )?
+    pub(crate) fn installed(&self, definition: &Definition, look: Look) -> Result<Option<Parts>, EnvironmentError> {
+        let Some(rootfs) = self.good(&self.rootfs_slot(definition), &definition.recipe(bootstrap::REVISION), look)?
         else {
             return Ok(None);
         };
@@ -201,12 +161,7 @@ impl Builder<'_> {
         let Some(initramfs) = self.good(&slot, &recipe, look)? else {
             return Ok(None);
         };
-        Ok(Some(Parts {
-            rootfs,
-            kernel,
-            initramfs,
-            built: false,
-        }))
+        Ok(Some(Parts { rootfs, kernel, initramfs, built: false }))
     }
 
     fn good<T: serde::de::DeserializeOwned + Serialize>(
@@ -249,41 +204,23 @@ impl Builder<'_> {
                 failed.fetch_or(kernel.is_err(), Ordering::Relaxed);
                 kernel
             });
-            let report = |message: &str, done: f64| {
-                progress.report(message, done * ROOTFS_SHARE, Some(TOTAL))
-            };
+            let report = |message: &str, done: f64| progress.report(message, done * ROOTFS_SHARE, Some(TOTAL));
             let rootfs = self.ensure_rootfs(definition, look, &With::new(&report, &stop));
             failed.fetch_or(rootfs.is_err(), Ordering::Relaxed);
             rootfs_busy.store(false, Ordering::Relaxed);
             let kernel = kernel.join().unwrap_or_else(|_| {
-                Err(EnvironmentError::io(
-                    "build the kernel in",
-                    &self.store.root,
-                    io::Error::other("it panicked"),
-                ))
+                Err(EnvironmentError::io("build the kernel in", &self.store.root, io::Error::other("it panicked")))
             });
             (rootfs, kernel)
         });
         let ((rootfs, built_rootfs), (kernel, built_kernel)) = match (rootfs, kernel) {
             (Ok(rootfs), Ok(kernel)) => (rootfs, kernel),
             // The one that failed first only made the other one stop.
-            (Err(EnvironmentError::Cancelled(_)), Err(error))
-            | (Err(error), _)
-            | (_, Err(error)) => return Err(error),
+            (Err(EnvironmentError::Cancelled(_)), Err(error)) | (Err(error), _) | (_, Err(error)) => return Err(error),
         };
-        let (initramfs, built_initramfs) =
-            self.ensure_initramfs(&definition.name, &kernel, look, progress)?;
-        progress.report(
-            &format!("`{}` is ready", definition.name),
-            TOTAL,
-            Some(TOTAL),
-        );
-        Ok(Parts {
-            rootfs,
-            kernel,
-            initramfs,
-            built: built_rootfs || built_kernel || built_initramfs,
-        })
+        let (initramfs, built_initramfs) = self.ensure_initramfs(&definition.name, &kernel, look, progress)?;
+        progress.report(&format!("`{}` is ready", definition.name), TOTAL, Some(TOTAL));
+        Ok(Parts { rootfs, kernel, initramfs, built: built_rootfs || built_kernel || built_initramfs })
     }
 
     fn ensure_rootfs(
@@ -303,31 +240,20 @@ impl Builder<'_> {
                 space::check(&staging.entry(), needed / 2)?;
             }
             let sources = self.sources(definition);
-            let build = Bootstrap {
-                definition,
-                sources: &sources,
-                work: &work,
-                program: self.program,
-            };
+            let build = Bootstrap { definition, sources: &sources, work: &work, program: self.program };
             let image = staging.entry().join(ROOTFS);
             // Twice the estimate, and room for others. Only root may mount; others' builds stay on the disk.
-            let memory = Some(2 * needed).filter(|bytes| {
-                rustix::process::geteuid().is_root() && space::free_memory() > bytes + needed
-            });
+            let memory = Some(2 * needed)
+                .filter(|bytes| rustix::process::geteuid().is_root() && space::free_memory() > bytes + needed);
             let stats = match build.rootfs(&image, memory, with.report, with.stop) {
-                Err(EnvironmentError::DiskFull { path, .. })
-                    if memory.is_some() && path == work =>
-                {
+                Err(EnvironmentError::DiskFull { path, .. }) if memory.is_some() && path == work => {
                     (with.report)("building on the disk, as memory is not enough", 0.0);
                     build.rootfs(&image, None, with.report, with.stop)?
                 }
                 result => result?,
             };
             if stats.skipped > 0 {
-                tracing::debug!(
-                    count = stats.skipped,
-                    "device nodes of the root file system are left out"
-                );
+                tracing::debug!(count = stats.skipped, "device nodes of the root file system are left out");
             }
             (with.report)("checking and storing the disk image", 0.99);
             Ok(RootfsDetails {
@@ -350,11 +276,7 @@ impl Builder<'_> {
         let (slot, recipe) = self.kernel_slot(definition)?;
         let what = match &definition.kernel {
             Some(file) => format!("kernel {}", file.display()),
-            None => format!(
-                "kernel of {} {}",
-                definition.distribution.as_str(),
-                definition.suite
-            ),
+            None => format!("kernel of {} {}", definition.distribution.as_str(), definition.suite),
         };
         self.build_once(&slot, &recipe, &what, look, with, &|staging| {
             let entry = staging.entry();
@@ -380,46 +302,28 @@ impl Builder<'_> {
     ) -> Result<KernelDetails, EnvironmentError> {
         let entry = staging.entry();
         // An older build that is sound still has the package: other modules do not need the network.
-        let old = if with.rebuild.load(Ordering::Relaxed) {
-            None
-        } else {
-            slot.current::<KernelDetails>()?
-        };
+        let old = if with.rebuild.load(Ordering::Relaxed) { None } else { slot.current::<KernelDetails>()? };
         let package = entry.join(PACKAGE);
         let origin = match old {
             Some(old) => {
                 let from = old.file(PACKAGE);
-                std::fs::copy(&from, &package)
-                    .map_err(|e| EnvironmentError::io("copy", &from, e))?;
+                std::fs::copy(&from, &package).map_err(|e| EnvironmentError::io("copy", &from, e))?;
                 old.manifest.details.origin
             }
             None => {
                 let sources = self.sources(definition);
                 let work = staging.work()?;
-                let build = Bootstrap {
-                    definition,
-                    sources: &sources,
-                    work: &work,
-                    program: self.program,
-                };
+                let build = Bootstrap { definition, sources: &sources, work: &work, program: self.program };
                 let found = build.kernel_package(&work, with.stop)?;
-                std::fs::copy(&found, &package)
-                    .map_err(|e| EnvironmentError::io("copy", &found, e))?;
-                found
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .unwrap_or_default()
+                std::fs::copy(&found, &package).map_err(|e| EnvironmentError::io("copy", &found, e))?;
+                found.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
             }
         };
         (with.report)("unpacking the kernel", 0.5);
         let unpacked = kernel_package::unpack(&package, &definition.name, with.stop)?;
         write(&entry.join(VMLINUX), &unpacked.elf)?;
         let modules = write_modules(&entry, &unpacked.modules)?;
-        Ok(KernelDetails {
-            origin,
-            release: Some(unpacked.release),
-            modules,
-        })
+        Ok(KernelDetails { origin, release: Some(unpacked.release), modules })
     }
 
     fn kernel_from_file(
@@ -428,37 +332,25 @@ impl Builder<'_> {
         file: &Path,
         entry: &Path,
     ) -> Result<KernelDetails, EnvironmentError> {
-        let unusable = |message: String| EnvironmentError::Kernel {
-            file: file.to_owned(),
-            message,
-        };
+        let unusable = |message: String| EnvironmentError::Kernel { file: file.to_owned(), message };
         let mut image = Vec::new();
         File::open(file)
-            .and_then(|file| {
-                file.take(kernel::MAX_IMAGE_BYTES + 1)
-                    .read_to_end(&mut image)
-            })
+            .and_then(|file| file.take(kernel::MAX_IMAGE_BYTES + 1).read_to_end(&mut image))
             .map_err(|e| EnvironmentError::io("read", file, e))?;
         if image.len() as u64 > kernel::MAX_IMAGE_BYTES {
-            return Err(unusable(format!(
-                "it is larger than {} bytes",
-                kernel::MAX_IMAGE_BYTES
-            )));
+            return Err(unusable(format!("it is larger than {} bytes", kernel::MAX_IMAGE_BYTES)));
         }
         let elf = kernel::extract_elf(&image).map_err(|e| unusable(e.to_string()))?;
         write(&entry.join(VMLINUX), &elf)?;
         // Without a directory of modules everything has to be built in.
         let selected = match &definition.modules {
-            Some(dir) => modules::select(&|visit| modules::walk_dir(dir, visit))
-                .map_err(|e| unusable(e.to_string()))?,
+            Some(dir) => {
+                modules::select(&|visit| modules::walk_dir(dir, visit)).map_err(|e| unusable(e.to_string()))?
+            }
             None => Vec::new(),
         };
         let modules = write_modules(entry, &selected)?;
-        Ok(KernelDetails {
-            origin: file.display().to_string(),
-            release: None,
-            modules,
-        })
+        Ok(KernelDetails { origin: file.display().to_string(), release: None, modules })
     }
 
     fn ensure_initramfs(
@@ -482,8 +374,7 @@ impl Builder<'_> {
                 .iter()
                 .map(|name| {
                     let path = kernel.file(MODULES).join(name);
-                    let bytes =
-                        std::fs::read(&path).map_err(|e| EnvironmentError::io("read", &path, e))?;
+                    let bytes = std::fs::read(&path).map_err(|e| EnvironmentError::io("read", &path, e))?;
                     Ok((name.clone(), bytes))
                 })
                 .collect::<Result<Vec<_>, EnvironmentError>>()?;
@@ -491,9 +382,7 @@ impl Builder<'_> {
             File::create(&path)
                 .and_then(|file| initramfs::write(io::BufWriter::new(file), self.agent, &modules))
                 .map_err(|e| EnvironmentError::io("write", &path, e))?;
-            Ok(InitramfsDetails {
-                agent_sha256: self.agent_sha256.to_owned(),
-            })
+            Ok(InitramfsDetails { agent_sha256: self.agent_sha256.to_owned() })
         })
     }
 
@@ -519,10 +408,7 @@ impl Builder<'_> {
             return Ok((found, false));
         }
         if before.is_some() && look != Look::Rebuild {
-            (with.report)(
-                &format!("`{what}` is out of date or damaged: building it again"),
-                0.0,
-            );
+            (with.report)(&format!("`{what}` is out of date or damaged: building it again"), 0.0);
         }
         with.rebuild.store(look != Look::Quick, Ordering::Relaxed);
         let staging = self.store.stage()?;
@@ -555,11 +441,7 @@ struct With<'a> {
 
 impl<'a> With<'a> {
     fn new(report: Report<'a>, stop: Cancelled<'a>) -> Self {
-        Self {
-            report,
-            stop,
-            rebuild: AtomicBool::new(false),
-        }
+        Self { report, stop, rebuild: AtomicBool::new(false) }
     }
 
     /// Does something that says nothing itself: digesting, or waiting for the disk. Reports that it goes on.
@@ -569,10 +451,7 @@ impl<'a> With<'a> {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 while ended.recv_timeout(REPORT_EVERY) == Err(RecvTimeoutError::Timeout) {
-                    (self.report)(
-                        &format!("{message} ({} s)", began.elapsed().as_secs()),
-                        0.99,
-                    );
+                    (self.report)(&format!("{message} ({} s)", began.elapsed().as_secs()), 0.99);
                 }
             });
             let result = work();
@@ -596,10 +475,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), EnvironmentError> {
     std::fs::write(path, bytes).map_err(|e| EnvironmentError::io("write", path, e))
 }
 
-fn write_modules(
-    entry: &Path,
-    modules: &[(String, Vec<u8>)],
-) -> Result<Vec<String>, EnvironmentError> {
+fn write_modules(entry: &Path, modules: &[(String, Vec<u8>)]) -> Result<Vec<String>, EnvironmentError> {
     let dir: PathBuf = entry.join(MODULES);
     std::fs::create_dir(&dir).map_err(|e| EnvironmentError::io("create", &dir, e))?;
     for (name, bytes) in modules {

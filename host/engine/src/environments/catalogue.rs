@@ -127,18 +127,12 @@ impl Catalogue {
     /// # Errors
     /// [`EnvironmentError::Unknown`] with the known names and the closest of them.
     pub fn get(&self, name: &str) -> Result<&Definition, EnvironmentError> {
-        self.entries
-            .get(name)
-            .ok_or_else(|| EnvironmentError::Unknown {
-                // What was asked for may be anything; a message stays readable.
-                name: name
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .take(MAX_NAME_BYTES)
-                    .collect(),
-                known: self.entries.keys().cloned().collect(),
-                suggestion: closest(name, self.entries.keys().map(String::as_str)),
-            })
+        self.entries.get(name).ok_or_else(|| EnvironmentError::Unknown {
+            // What was asked for may be anything; a message stays readable.
+            name: name.chars().filter(|c| !c.is_control()).take(MAX_NAME_BYTES).collect(),
+            known: self.entries.keys().cloned().collect(),
+            suggestion: closest(name, self.entries.keys().map(String::as_str)),
+        })
     }
 
     /// Returns every definition, by name.
@@ -157,33 +151,21 @@ fn read_bounded(file: &Path) -> Result<Option<String>, EnvironmentError> {
         return Err(EnvironmentError::Catalogue {
             file: file.to_owned(),
             line: 1,
-            message: format!(
-                "the file has {size} bytes, more than the {MAX_FILE_BYTES} of any catalogue"
-            ),
+            message: format!("the file has {size} bytes, more than the {MAX_FILE_BYTES} of any catalogue"),
             hint: None,
         });
     }
     let bytes = std::fs::read(file).map_err(|e| EnvironmentError::io("read", file, e))?;
-    String::from_utf8(bytes)
-        .map(Some)
-        .map_err(|e| EnvironmentError::Catalogue {
-            file: file.to_owned(),
-            line: 1 + e
-                .as_bytes()
-                .iter()
-                .take(e.utf8_error().valid_up_to())
-                .filter(|b| **b == b'\n')
-                .count(),
-            message: "the file is not UTF-8".to_owned(),
-            hint: None,
-        })
+    String::from_utf8(bytes).map(Some).map_err(|e| EnvironmentError::Catalogue {
+        file: file.to_owned(),
+        line: 1 + e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count(),
+        message: "the file is not UTF-8".to_owned(),
+        hint: None,
+    })
 }
 
 /// Returns the candidate that `given` was most likely meant to be.
-pub(crate) fn closest<'a>(
-    given: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<String> {
+pub(crate) fn closest<'a>(given: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     // Far above any real misspelling; the comparison is quadratic in the lengths.
     if given.len() > 2 * MAX_NAME_BYTES {
         return None;
@@ -207,12 +189,7 @@ type Value<'i> = Spanned<DeValue<'i>>;
 impl Reader<'_> {
     fn error(&self, at: usize, message: String, hint: Option<String>) -> EnvironmentError {
         let line = 1 + self.text.bytes().take(at).filter(|b| *b == b'\n').count();
-        EnvironmentError::Catalogue {
-            file: self.file.to_owned(),
-            line,
-            message,
-            hint,
-        }
+        EnvironmentError::Catalogue { file: self.file.to_owned(), line, message, hint }
     }
 
     fn unknown_key(&self, key: &Key<'_>, known: &[&str]) -> EnvironmentError {
@@ -221,11 +198,7 @@ impl Reader<'_> {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => format!("known keys: {}", known.join(", ")),
         };
-        self.error(
-            key.span().start,
-            format!("unknown key `{name}`"),
-            Some(hint),
-        )
+        self.error(key.span().start, format!("unknown key `{name}`"), Some(hint))
     }
 
     fn string(&self, key: &str, value: &Value<'_>) -> Result<String, EnvironmentError> {
@@ -233,19 +206,12 @@ impl Reader<'_> {
         let Some(text) = value.get_ref().as_str() else {
             return Err(self.error(
                 at,
-                format!(
-                    "`{key}` must be a string, not {}",
-                    value.get_ref().type_str()
-                ),
+                format!("`{key}` must be a string, not {}", value.get_ref().type_str()),
                 Some(format!("write {key} = \"...\"")),
             ));
         };
         if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
-            return Err(self.error(
-                at,
-                format!("`{key}` must be one line of at most {MAX_TEXT_BYTES} bytes"),
-                None,
-            ));
+            return Err(self.error(at, format!("`{key}` must be one line of at most {MAX_TEXT_BYTES} bytes"), None));
         }
         Ok(text.to_owned())
     }
@@ -261,22 +227,14 @@ impl Reader<'_> {
         if allowed(&text) {
             return Ok(text);
         }
-        Err(self.error(
-            value.span().start,
-            format!("`{text}` is no {key}"),
-            Some(rule.to_owned()),
-        ))
+        Err(self.error(value.span().start, format!("`{text}` is no {key}"), Some(rule.to_owned())))
     }
 }
 
 fn parse(text: &str, file: &Path) -> Result<BTreeMap<String, Definition>, EnvironmentError> {
     let reader = Reader { text, file };
     let root = DeTable::parse(text).map_err(|error| {
-        reader.error(
-            error.span().map_or(0, |span| span.start),
-            error.message().trim().replace('\n', ", "),
-            None,
-        )
+        reader.error(error.span().map_or(0, |span| span.start), error.message().trim().replace('\n', ", "), None)
     })?;
     let mut out = BTreeMap::new();
     for (key, value) in root.get_ref() {
@@ -298,23 +256,10 @@ fn parse(text: &str, file: &Path) -> Result<BTreeMap<String, Definition>, Enviro
     Ok(out)
 }
 
-const KEYS: [&str; 9] = [
-    "description",
-    "version",
-    "distribution",
-    "suite",
-    "packages",
-    "disk_mib",
-    "mirror",
-    "kernel",
-    "modules",
-];
+const KEYS: [&str; 9] =
+    ["description", "version", "distribution", "suite", "packages", "disk_mib", "mirror", "kernel", "modules"];
 
-fn parse_definition(
-    reader: &Reader<'_>,
-    key: &Key<'_>,
-    value: &Value<'_>,
-) -> Result<Definition, EnvironmentError> {
+fn parse_definition(reader: &Reader<'_>, key: &Key<'_>, value: &Value<'_>) -> Result<Definition, EnvironmentError> {
     let name: &str = key.get_ref();
     if !is_name(name) {
         return Err(reader.error(
@@ -344,12 +289,7 @@ fn parse_definition(
         match k {
             "description" => description = Some(reader.string(k, value)?),
             "version" => {
-                version = Some(reader.checked(
-                    k,
-                    value,
-                    is_version,
-                    "use letters, digits, `.`, `+` and `-`",
-                )?);
+                version = Some(reader.checked(k, value, is_version, "use letters, digits, `.`, `+` and `-`")?);
             }
             "distribution" => {
                 reader.checked(k, value, |v| v == "debian", "only \"debian\" can be built")?;
@@ -366,12 +306,7 @@ fn parse_definition(
             "packages" => packages = parse_packages(reader, value)?,
             "disk_mib" => disk_mib = parse_disk(reader, value)?,
             "mirror" => {
-                mirror = Some(reader.checked(
-                    k,
-                    value,
-                    is_mirror,
-                    "give an http, https or file URL without spaces",
-                )?);
+                mirror = Some(reader.checked(k, value, is_mirror, "give an http, https or file URL without spaces")?);
             }
             "kernel" => kernel = Some(reader.path(k, value)?),
             "modules" => modules = Some(reader.path(k, value)?),
@@ -427,22 +362,11 @@ fn parse_packages(reader: &Reader<'_>, value: &Value<'_>) -> Result<Vec<String>,
         ));
     };
     if list.len() > MAX_PACKAGES {
-        return Err(reader.error(
-            value.span().start,
-            format!("`packages` names more than {MAX_PACKAGES}"),
-            None,
-        ));
+        return Err(reader.error(value.span().start, format!("`packages` names more than {MAX_PACKAGES}"), None));
     }
     let mut out = list
         .iter()
-        .map(|item| {
-            reader.checked(
-                "package",
-                item,
-                is_package,
-                "a Debian package name is one, for example \"git\"",
-            )
-        })
+        .map(|item| reader.checked("package", item, is_package, "a Debian package name is one, for example \"git\""))
         .collect::<Result<Vec<_>, _>>()?;
     out.sort();
     out.dedup();
@@ -453,18 +377,12 @@ fn parse_disk(reader: &Reader<'_>, value: &Value<'_>) -> Result<u64, Environment
     value
         .get_ref()
         .as_integer()
-        .and_then(|number| {
-            u64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
-        })
+        .and_then(|number| u64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok())
         .filter(|mib| DISK_MIB.contains(mib))
         .ok_or_else(|| {
             reader.error(
                 value.span().start,
-                format!(
-                    "`disk_mib` must be a whole number between {} and {}",
-                    DISK_MIB.start(),
-                    DISK_MIB.end()
-                ),
+                format!("`disk_mib` must be a whole number between {} and {}", DISK_MIB.start(), DISK_MIB.end()),
                 None,
             )
         })
@@ -475,9 +393,7 @@ fn is_package(text: &str) -> bool {
     let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     text.len() <= MAX_NAME_BYTES
         && text.bytes().next().is_some_and(word)
-        && text
-            .bytes()
-            .all(|b| word(b) || matches!(b, b'.' | b'+' | b'-'))
+        && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'+' | b'-'))
 }
 
 fn is_name(text: &str) -> bool {
@@ -485,18 +401,12 @@ fn is_name(text: &str) -> bool {
 }
 
 fn is_version(text: &str) -> bool {
-    (1..=32).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-'))
+    (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-'))
 }
 
 fn is_mirror(text: &str) -> bool {
-    let scheme = ["http://", "https://", "file:///"]
-        .iter()
-        .any(|scheme| text.starts_with(scheme));
-    scheme
-        && !text.contains(|c: char| c.is_whitespace() || matches!(c, '[' | ']' | '#' | '"' | '\\'))
+    let scheme = ["http://", "https://", "file:///"].iter().any(|scheme| text.starts_with(scheme));
+    scheme && !text.contains(|c: char| c.is_whitespace() || matches!(c, '[' | ']' | '#' | '"' | '\\'))
 }
 
 #[cfg(test)]
@@ -521,12 +431,7 @@ suite = "trixie"
     /// The line, message and hint of a refused file.
     fn refused(text: &str) -> (usize, String, String) {
         match load(text).unwrap_err() {
-            EnvironmentError::Catalogue {
-                line,
-                message,
-                hint,
-                ..
-            } => (line, message, hint.unwrap_or_default()),
+            EnvironmentError::Catalogue { line, message, hint, .. } => (line, message, hint.unwrap_or_default()),
             other => panic!("{other}"),
         }
     }
@@ -540,30 +445,15 @@ suite = "trixie"
         let catalogue = Catalogue::load(None).unwrap();
         let names: Vec<_> = catalogue.iter().map(|d| d.name.as_str()).collect();
         assert_eq!(names, ["debian:12", "debian:12-base", "debian:12-build"]);
-        assert!(
-            catalogue
-                .iter()
-                .all(|d| d.version == "1.0.0" && d.suite == "bookworm" && d.mirror.is_none())
-        );
-        assert!(
-            catalogue
-                .get("debian:12")
-                .unwrap()
-                .packages
-                .contains(&"git".to_owned())
-        );
+        assert!(catalogue.iter().all(|d| d.version == "1.0.0" && d.suite == "bookworm" && d.mirror.is_none()));
+        assert!(catalogue.get("debian:12").unwrap().packages.contains(&"git".to_owned()));
     }
 
     #[test]
     fn an_unknown_name_lists_the_known_ones_and_suggests() {
         let error = Catalogue::load(None).unwrap().get("debain:12").unwrap_err();
         assert_eq!(error.code().as_str(), "unknown_environment");
-        assert!(
-            error
-                .to_string()
-                .contains("debian:12, debian:12-base, debian:12-build"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("debian:12, debian:12-base, debian:12-build"), "{error}");
         assert_eq!(error.hint().unwrap(), "did you mean `debian:12`?");
         let error = Catalogue::load(None).unwrap().get("zzz").unwrap_err();
         assert_eq!(error.hint().unwrap(), "`pyro env list` shows them");
@@ -571,10 +461,7 @@ suite = "trixie"
 
     #[test]
     fn an_absurd_name_makes_a_short_message() {
-        let error = Catalogue::load(None)
-            .unwrap()
-            .get(&"x\n".repeat(100_000))
-            .unwrap_err();
+        let error = Catalogue::load(None).unwrap().get(&"x\n".repeat(100_000)).unwrap_err();
         assert!(error.to_string().len() < 300);
     }
 
@@ -604,8 +491,7 @@ suite = "trixie"
 
     #[test]
     fn missing_keys_are_named() {
-        let (_, message, _) =
-            refused("[environments.x]\ndescription = \"d\"\nversion = \"1\"\nsuite = \"sid\"\n");
+        let (_, message, _) = refused("[environments.x]\ndescription = \"d\"\nversion = \"1\"\nsuite = \"sid\"\n");
         assert_eq!(message, "environment `x` has no `distribution`");
     }
 
@@ -615,19 +501,8 @@ suite = "trixie"
             let (_, message, _) = refused(&with(&format!("packages = [\"{bad}\"]")));
             assert_eq!(message, format!("`{bad}` is no package"));
         }
-        for bad in [
-            "ftp://x",
-            "deb http://x",
-            "http://x y",
-            "http://x [trusted=yes]",
-            "--x",
-        ] {
-            assert!(
-                refused(&with(&format!("mirror = \"{bad}\"")))
-                    .1
-                    .ends_with("is no mirror"),
-                "{bad}"
-            );
+        for bad in ["ftp://x", "deb http://x", "http://x y", "http://x [trusted=yes]", "--x"] {
+            assert!(refused(&with(&format!("mirror = \"{bad}\""))).1.ends_with("is no mirror"), "{bad}");
         }
         for bad in ["../x", "/etc", "Debian", "a:b:c", "a_b", "-a", ":", ""] {
             let (_, message, _) = refused(&GOOD.replace("my:1", bad));
@@ -637,38 +512,15 @@ suite = "trixie"
 
     #[test]
     fn wrong_types_and_sizes_are_refused() {
-        assert_eq!(
-            refused(&with("mirror = 3")).1,
-            "`mirror` must be a string, not integer"
-        );
-        assert!(
-            refused(&with("packages = \"git\""))
-                .1
-                .starts_with("`packages` must be a list")
-        );
+        assert_eq!(refused(&with("mirror = 3")).1, "`mirror` must be a string, not integer");
+        assert!(refused(&with("packages = \"git\"")).1.starts_with("`packages` must be a list"));
         for bad in ["0", "-1", "1.5", "\"4\"", "99999999999999999999", "300000"] {
-            assert!(
-                refused(&with(&format!("disk_mib = {bad}")))
-                    .1
-                    .starts_with("`disk_mib` must be"),
-                "{bad}"
-            );
+            assert!(refused(&with(&format!("disk_mib = {bad}"))).1.starts_with("`disk_mib` must be"), "{bad}");
         }
-        assert_eq!(
-            load(&with("disk_mib = 0x1000"))
-                .unwrap()
-                .get("my:1")
-                .unwrap()
-                .disk_mib,
-            4096
-        );
+        assert_eq!(load(&with("disk_mib = 0x1000")).unwrap().get("my:1").unwrap().disk_mib, 4096);
         assert!(refused(&with("modules = \"m\"")).1.contains("no `kernel`"));
         assert!(refused("environments = 3\n").1.contains("must be a table"));
-        assert!(
-            refused("[environments]\nx = 3\n")
-                .1
-                .contains("must be a table")
-        );
+        assert!(refused("[environments]\nx = 3\n").1.contains("must be a table"));
     }
 
     #[test]
@@ -677,10 +529,7 @@ suite = "trixie"
         let file = dir.path().join("environments.toml");
         std::fs::write(&file, with("kernel = \"vmlinux\"")).unwrap();
         let catalogue = Catalogue::load(Some(&file)).unwrap();
-        assert_eq!(
-            catalogue.get("my:1").unwrap().kernel.as_deref(),
-            Some(dir.path().join("vmlinux").as_path())
-        );
+        assert_eq!(catalogue.get("my:1").unwrap().kernel.as_deref(), Some(dir.path().join("vmlinux").as_path()));
     }
 
     #[test]
@@ -689,19 +538,9 @@ suite = "trixie"
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("environments.toml");
         std::fs::write(&file, b"# ok\n\xff\xfe\n").unwrap();
-        assert!(
-            Catalogue::load(Some(&file))
-                .unwrap_err()
-                .to_string()
-                .contains(":2: the file is not UTF-8")
-        );
+        assert!(Catalogue::load(Some(&file)).unwrap_err().to_string().contains(":2: the file is not UTF-8"));
         std::fs::write(&file, vec![b'#'; 2 << 20]).unwrap();
-        assert!(
-            Catalogue::load(Some(&file))
-                .unwrap_err()
-                .to_string()
-                .contains("more than")
-        );
+        assert!(Catalogue::load(Some(&file)).unwrap_err().to_string().contains("more than"));
     }
 
     #[test]

@@ -59,16 +59,9 @@ struct Lab {
 impl Lab {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
-        let lab = Self {
-            dir: temporary.path().to_owned(),
-            _temporary: Some(temporary),
-        };
+        let lab = Self { dir: temporary.path().to_owned(), _temporary: Some(temporary) };
         fs::write(lab.dir.join("mmdebstrap"), STAND_IN).unwrap();
-        fs::set_permissions(
-            lab.dir.join("mmdebstrap"),
-            fs::Permissions::from_mode(0o755),
-        )
-        .unwrap();
+        fs::set_permissions(lab.dir.join("mmdebstrap"), fs::Permissions::from_mode(0o755)).unwrap();
         let mut tar = tar::Builder::new(Vec::new());
         let mut put = |path: &str, data: &[u8]| {
             let mut header = tar::Header::new_gnu();
@@ -77,10 +70,7 @@ impl Lab {
             tar.append_data(&mut header, path, data).unwrap();
         };
         put("./etc/hostname", b"the-builder");
-        put(
-            "./var/lib/dpkg/status",
-            b"Package: git\nStatus: install ok installed\nVersion: 2.39\n",
-        );
+        put("./var/lib/dpkg/status", b"Package: git\nStatus: install ok installed\nVersion: 2.39\n");
         put("./usr/big", &vec![3; 2 << 20]);
         fs::write(lab.dir.join("root.tar"), tar.into_inner().unwrap()).unwrap();
         kernel_package::tests::kernel_deb(&lab.dir, &kernel::tests::elf(100_000));
@@ -89,10 +79,7 @@ impl Lab {
 
     /// The directory of the process that started this one.
     fn inherited() -> Self {
-        Self {
-            dir: std::env::var_os(DIR_VAR).unwrap().into(),
-            _temporary: None,
-        }
+        Self { dir: std::env::var_os(DIR_VAR).unwrap().into(), _temporary: None }
     }
 
     fn environments(&self) -> Environments {
@@ -103,9 +90,7 @@ impl Lab {
         let paths = Paths::below(&self.dir.join("home"));
         Environments {
             inner: Arc::new(Inner {
-                store: Store {
-                    root: paths.cache.clone(),
-                },
+                store: Store { root: paths.cache.clone() },
                 user_catalogue: paths.config.join(USER_CATALOGUE),
                 agent: AgentSource(agent),
                 agent_sha256: OnceLock::new(),
@@ -151,12 +136,7 @@ impl Lab {
     fn builds(&self) -> usize {
         [ENVIRONMENTS, KERNELS, INITRAMFSES]
             .iter()
-            .flat_map(|kind| {
-                fs::read_dir(self.cache().join(kind))
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-            })
+            .flat_map(|kind| fs::read_dir(self.cache().join(kind)).into_iter().flatten().flatten())
             .flat_map(|slot| fs::read_dir(slot.path()).into_iter().flatten().flatten())
             .filter(|entry| entry.file_type().unwrap().is_dir())
             .count()
@@ -170,12 +150,7 @@ impl Lab {
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args([
-                "--ignored",
-                "--exact",
-                "--nocapture",
-                &format!("environments::tests::{name}"),
-            ])
+            .args(["--ignored", "--exact", "--nocapture", &format!("environments::tests::{name}")])
             .env(DIR_VAR, &self.dir)
             .stdout(Stdio::null());
         command
@@ -201,11 +176,7 @@ impl Progress for Watch {
 
 impl Watch {
     fn saw(&self, part: &str) -> bool {
-        self.messages
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|message| message.contains(part))
+        self.messages.lock().unwrap().iter().any(|message| message.contains(part))
     }
 }
 
@@ -220,12 +191,7 @@ fn eventually(mut done: impl FnMut() -> bool) {
 
 fn write_over(path: &Path, at: u64, bytes: &[u8]) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
-    fs::File::options()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .write_all_at(bytes, at)
-        .unwrap();
+    fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 
 #[test]
@@ -237,31 +203,17 @@ fn a_pull_installs_and_the_next_use_builds_nothing() {
     let installed = environments.ensure("debian:12", &watch).unwrap();
     assert!(installed.built && watch.saw("is ready"));
     for file in [&installed.rootfs, &installed.kernel, &installed.initramfs] {
-        assert_eq!(
-            fs::metadata(file).unwrap().permissions().mode() & 0o777,
-            0o444
-        );
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o444);
     }
-    assert_eq!(
-        fs::read(&installed.kernel).unwrap(),
-        kernel::tests::elf(100_000)
-    );
+    assert_eq!(fs::read(&installed.kernel).unwrap(), kernel::tests::elf(100_000));
     let mut image = arcbox_ext4::Reader::new(&installed.rootfs).unwrap();
-    assert_eq!(
-        image.read_file("/etc/hostname", 0, None).unwrap(),
-        b"pyro\n"
-    );
+    assert_eq!(image.read_file("/etc/hostname", 0, None).unwrap(), b"pyro\n");
     assert!(image.exists("/workspace") && image.exists("/usr/big"));
     assert_eq!(lab.staged(), 0);
 
     let again = environments.ensure("debian:12", &Watch::default()).unwrap();
     assert!(!again.built && again.rootfs == installed.rootfs);
-    assert!(
-        !environments
-            .pull("debian:12", PullOptions::default(), &NoProgress)
-            .unwrap()
-            .built
-    );
+    assert!(!environments.pull("debian:12", PullOptions::default(), &NoProgress).unwrap().built);
     assert_eq!(lab.calls(), ["kernel", "rootfs"]);
 
     let listed = &environments.list().unwrap()[0];
@@ -274,14 +226,10 @@ fn a_pull_installs_and_the_next_use_builds_nothing() {
 }
 
 #[test]
-fn another_environment_of_the_suite_shares_the_kernel_and_another_agent_everything_but_the_initramfs()
- {
+fn another_environment_of_the_suite_shares_the_kernel_and_another_agent_everything_but_the_initramfs() {
     let lab = Lab::new();
     let first = lab.environments().ensure("debian:12", &NoProgress).unwrap();
-    let second = lab
-        .environments()
-        .ensure("debian:12-base", &NoProgress)
-        .unwrap();
+    let second = lab.environments().ensure("debian:12-base", &NoProgress).unwrap();
     assert_eq!(first.kernel, second.kernel);
     assert_eq!(first.initramfs, second.initramfs);
     assert_eq!(lab.calls(), ["kernel", "rootfs", "rootfs"]);
@@ -299,17 +247,9 @@ fn two_threads_build_once_and_the_second_says_that_it_waits() {
     let environments = lab.environments();
     let (first, second) = (Watch::default(), Watch::default());
     std::thread::scope(|scope| {
-        let one = scope.spawn(|| {
-            environments
-                .pull("debian:12", PullOptions::default(), &first)
-                .unwrap()
-        });
+        let one = scope.spawn(|| environments.pull("debian:12", PullOptions::default(), &first).unwrap());
         lab.wait_for("pid");
-        let two = scope.spawn(|| {
-            environments
-                .pull("debian:12", PullOptions::default(), &second)
-                .unwrap()
-        });
+        let two = scope.spawn(|| environments.pull("debian:12", PullOptions::default(), &second).unwrap());
         eventually(|| second.saw("is being built by someone else"));
         fs::write(lab.dir.join("go"), "").unwrap();
         let (one, two) = (one.join().unwrap(), two.join().unwrap());
@@ -321,10 +261,7 @@ fn two_threads_build_once_and_the_second_says_that_it_waits() {
 #[test]
 #[ignore = "run by `two_processes_build_once` in processes of their own"]
 fn pull_in_a_process() {
-    Lab::inherited()
-        .environments()
-        .pull("debian:12", PullOptions::default(), &NoProgress)
-        .unwrap();
+    Lab::inherited().environments().pull("debian:12", PullOptions::default(), &NoProgress).unwrap();
 }
 
 #[test]
@@ -347,9 +284,7 @@ fn a_killed_pull_leaves_nothing_behind_and_a_live_one_is_left_alone() {
     let pid = lab.wait_for("pid");
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually(|| {
-        fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
-    });
+    eventually(|| fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z ")));
     assert!(lab.staged() > 0);
 
     // A pull of something else sweeps it, and not the one that is still at work.
@@ -357,19 +292,12 @@ fn a_killed_pull_leaves_nothing_behind_and_a_live_one_is_left_alone() {
     let mut live = lab.spawn("pull_in_a_process");
     lab.wait_for("pid");
     lab.mode("");
-    lab.environments()
-        .pull("debian:12-base", PullOptions::default(), &NoProgress)
-        .unwrap();
+    lab.environments().pull("debian:12-base", PullOptions::default(), &NoProgress).unwrap();
     assert_eq!(lab.staged(), 1);
     fs::write(lab.dir.join("go"), "").unwrap();
     assert!(live.wait().unwrap().success());
     assert_eq!(lab.staged(), 0);
-    assert!(
-        !lab.environments()
-            .ensure("debian:12", &NoProgress)
-            .unwrap()
-            .built
-    );
+    assert!(!lab.environments().ensure("debian:12", &NoProgress).unwrap().built);
 }
 
 #[test]
@@ -383,10 +311,7 @@ fn cancelling_undoes_everything_at_once() {
         let pid = lab.wait_for("pid");
         watch.stop.store(true, Ordering::Relaxed);
         let began = Instant::now();
-        assert_eq!(
-            pull.join().unwrap().unwrap_err().code(),
-            ErrorCode::Cancelled
-        );
+        assert_eq!(pull.join().unwrap().unwrap_err().code(), ErrorCode::Cancelled);
         assert!(began.elapsed() < Duration::from_secs(8));
         eventually(|| !Path::new(&format!("/proc/{pid}")).exists());
     });
@@ -398,36 +323,18 @@ fn cancelling_undoes_everything_at_once() {
 fn a_failure_says_what_mmdebstrap_said_and_leaves_nothing() {
     let lab = Lab::new();
     lab.mode("offline");
-    let error = lab
-        .environments()
-        .pull("debian:12", PullOptions::default(), &NoProgress)
-        .unwrap_err();
+    let error = lab.environments().pull("debian:12", PullOptions::default(), &NoProgress).unwrap_err();
     assert_eq!(error.code(), ErrorCode::EnvironmentBuildFailed);
-    assert!(
-        error.retryable() && error.hint().unwrap().contains("network"),
-        "{error}"
-    );
-    assert!(
-        error.to_string().ends_with("E: apt-get update failed"),
-        "{error}"
-    );
+    assert!(error.retryable() && error.hint().unwrap().contains("network"), "{error}");
+    assert!(error.to_string().ends_with("E: apt-get update failed"), "{error}");
     lab.mode("cut");
-    let error = lab
-        .environments()
-        .pull("debian:12", PullOptions::default(), &NoProgress)
-        .unwrap_err();
-    assert!(
-        error.to_string().contains("ended with exit code 1")
-            && error.to_string().contains("it broke"),
-        "{error}"
-    );
+    let error = lab.environments().pull("debian:12", PullOptions::default(), &NoProgress).unwrap_err();
+    assert!(error.to_string().contains("ended with exit code 1") && error.to_string().contains("it broke"), "{error}");
     assert_eq!(lab.staged(), 0);
     // The kernel that was fetched meanwhile may stay: it is whole.
     assert!(fs::read_dir(lab.cache().join(ENVIRONMENTS)).map_or(0, Iterator::count) == 0);
     lab.mode("");
-    lab.environments()
-        .pull("debian:12", PullOptions::default(), &NoProgress)
-        .unwrap();
+    lab.environments().pull("debian:12", PullOptions::default(), &NoProgress).unwrap();
 }
 
 #[test]
@@ -439,26 +346,15 @@ fn a_build_that_does_not_fit_into_memory_goes_on_on_the_disk() {
     // Where nothing could be mounted, the first try was on the disk already.
     let tries = lab.calls().iter().filter(|call| *call == "rootfs").count();
     assert_eq!(tries == 2, watch.saw("memory is not enough"));
-    assert!(
-        fs::read_to_string("/proc/mounts")
-            .unwrap()
-            .lines()
-            .all(|line| !line.contains("staging"))
-    );
+    assert!(fs::read_to_string("/proc/mounts").unwrap().lines().all(|line| !line.contains("staging")));
 }
 
 #[test]
 fn a_missing_program_is_named_with_its_package() {
     let lab = Lab::new();
-    let error = lab
-        .environments_with(b"agent", lab.dir.join("missing"))
-        .ensure("debian:12", &NoProgress)
-        .unwrap_err();
+    let error = lab.environments_with(b"agent", lab.dir.join("missing")).ensure("debian:12", &NoProgress).unwrap_err();
     assert_eq!(error.code(), ErrorCode::EnvironmentBuildFailed);
-    assert!(
-        error.hint().unwrap().contains("apt-get install mmdebstrap"),
-        "{error}"
-    );
+    assert!(error.hint().unwrap().contains("apt-get install mmdebstrap"), "{error}");
 }
 
 #[test]
@@ -478,51 +374,19 @@ fn what_is_damaged_is_noticed_and_built_again() {
     let again = ensure();
     assert_eq!(lab.calls(), ["kernel", "kernel", "rootfs", "rootfs"]);
     fs::set_permissions(&again.initramfs, fs::Permissions::from_mode(0o644)).unwrap();
-    fs::File::options()
-        .write(true)
-        .open(&again.initramfs)
-        .unwrap()
-        .set_len(10)
-        .unwrap();
+    fs::File::options().write(true).open(&again.initramfs).unwrap().set_len(10).unwrap();
     let again = ensure();
     assert_eq!(lab.calls().len(), 4);
-    assert_eq!(
-        (again.kernel_sha256.clone(), again.initramfs_sha256.clone()),
-        digests
-    );
+    assert_eq!((again.kernel_sha256.clone(), again.initramfs_sha256.clone()), digests);
 
     // Damage that keeps size and time is beyond a quick look; a pull and an inspection find it.
     let times = fs::metadata(&again.rootfs).unwrap().modified().unwrap();
     write_over(&again.rootfs, 3 << 20, b"damage");
-    fs::File::options()
-        .write(true)
-        .open(&again.rootfs)
-        .unwrap()
-        .set_modified(times)
-        .unwrap();
+    fs::File::options().write(true).open(&again.rootfs).unwrap().set_modified(times).unwrap();
     assert!(!ensure().built);
-    assert!(
-        !environments
-            .inspect("debian:12")
-            .unwrap()
-            .details
-            .unwrap()
-            .sound
-    );
-    assert!(
-        environments
-            .pull("debian:12", PullOptions::default(), &NoProgress)
-            .unwrap()
-            .built
-    );
-    assert!(
-        environments
-            .inspect("debian:12")
-            .unwrap()
-            .details
-            .unwrap()
-            .sound
-    );
+    assert!(!environments.inspect("debian:12").unwrap().details.unwrap().sound);
+    assert!(environments.pull("debian:12", PullOptions::default(), &NoProgress).unwrap().built);
+    assert!(environments.inspect("debian:12").unwrap().details.unwrap().sound);
 }
 
 #[test]
@@ -530,11 +394,7 @@ fn a_broken_manifest_or_link_is_as_good_as_nothing() {
     let lab = Lab::new();
     let environments = lab.environments();
     let installed = environments.ensure("debian:12", &NoProgress).unwrap();
-    fs::write(
-        installed.rootfs.with_file_name("manifest.json"),
-        b"{\"format\": 1, \"files\": ",
-    )
-    .unwrap();
+    fs::write(installed.rootfs.with_file_name("manifest.json"), b"{\"format\": 1, \"files\": ").unwrap();
     assert!(environments.ensure("debian:12", &NoProgress).unwrap().built);
     let link = lab.cache().join("kernels/debian-bookworm-amd64/current");
     fs::remove_file(&link).unwrap();
@@ -548,21 +408,11 @@ fn a_copied_cache_is_recognised_by_its_digests() {
     let lab = Lab::new();
     lab.environments().ensure("debian:12", &NoProgress).unwrap();
     let home = lab.dir.join("home");
-    let copied = Command::new("cp")
-        .arg("-r")
-        .arg(&home)
-        .arg(lab.dir.join("copy"))
-        .status()
-        .unwrap();
+    let copied = Command::new("cp").arg("-r").arg(&home).arg(lab.dir.join("copy")).status().unwrap();
     assert!(copied.success());
     fs::remove_dir_all(&home).unwrap();
     fs::rename(lab.dir.join("copy"), &home).unwrap();
-    assert!(
-        !lab.environments()
-            .ensure("debian:12", &NoProgress)
-            .unwrap()
-            .built
-    );
+    assert!(!lab.environments().ensure("debian:12", &NoProgress).unwrap().built);
     assert_eq!(lab.calls().len(), 2);
 }
 
@@ -592,19 +442,11 @@ fn a_refresh_builds_again_and_keeps_what_is_in_use() {
     let lab = Lab::new();
     let environments = lab.environments();
     let old = environments.ensure("debian:12", &NoProgress).unwrap();
-    let new = environments
-        .pull("debian:12", PullOptions { refresh: true }, &NoProgress)
-        .unwrap();
+    let new = environments.pull("debian:12", PullOptions { refresh: true }, &NoProgress).unwrap();
     assert_ne!(old.rootfs, new.rootfs);
     assert!(old.rootfs.exists() && old.kernel.exists());
     assert_eq!(lab.calls(), ["kernel", "kernel", "rootfs", "rootfs"]);
-    assert_eq!(
-        environments
-            .ensure("debian:12", &NoProgress)
-            .unwrap()
-            .rootfs,
-        new.rootfs
-    );
+    assert_eq!(environments.ensure("debian:12", &NoProgress).unwrap().rootfs, new.rootfs);
 }
 
 #[test]
@@ -641,10 +483,7 @@ fn a_kernel_of_the_users_own() {
                 \"bookworm\"\nkernel = \"my-kernel\"\n";
     fs::write(lab.dir.join("home").join(USER_CATALOGUE), text).unwrap();
     let installed = environments.ensure("my:1", &NoProgress).unwrap();
-    assert_eq!(
-        fs::read(&installed.kernel).unwrap(),
-        kernel::tests::elf(5000)
-    );
+    assert_eq!(fs::read(&installed.kernel).unwrap(), kernel::tests::elf(5000));
     assert_eq!(lab.calls(), ["rootfs"]);
     // A changed file is another kernel.
     fs::write(&kernel, kernel::tests::elf(6000)).unwrap();
@@ -652,16 +491,10 @@ fn a_kernel_of_the_users_own() {
     assert_eq!(fs::metadata(&installed.kernel).unwrap().len(), 6000);
     fs::write(&kernel, b"not a kernel").unwrap();
     let error = environments.ensure("my:1", &NoProgress).unwrap_err();
-    assert!(
-        error.to_string().contains("neither a bzImage nor"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("neither a bzImage nor"), "{error}");
     assert_eq!(error.code(), ErrorCode::EnvironmentBuildFailed);
     fs::remove_file(&kernel).unwrap();
-    assert_eq!(
-        environments.ensure("my:1", &NoProgress).unwrap_err().code(),
-        ErrorCode::Io
-    );
+    assert_eq!(environments.ensure("my:1", &NoProgress).unwrap_err().code(), ErrorCode::Io);
 }
 
 #[test]
@@ -670,25 +503,12 @@ fn the_copy_of_a_machine_is_its_own() {
     let installed = lab.environments().ensure("debian:12", &NoProgress).unwrap();
     let copy = lab.dir.join("disk");
     installed.clone_rootfs(&copy, 0).unwrap();
-    let (base, disk) = (
-        fs::metadata(&installed.rootfs).unwrap(),
-        fs::metadata(&copy).unwrap(),
-    );
+    let (base, disk) = (fs::metadata(&installed.rootfs).unwrap(), fs::metadata(&copy).unwrap());
     assert_eq!(disk.len(), base.len());
     assert_eq!(disk.permissions().mode() & 0o777, 0o600);
     assert!(disk.blocks() <= base.blocks() + 64);
-    fs::File::options()
-        .write(true)
-        .open(&copy)
-        .unwrap()
-        .write_all_at(b"mine", 0)
-        .unwrap();
-    assert!(
-        !lab.environments()
-            .ensure("debian:12", &NoProgress)
-            .unwrap()
-            .built
-    );
+    fs::File::options().write(true).open(&copy).unwrap().write_all_at(b"mine", 0).unwrap();
+    assert!(!lab.environments().ensure("debian:12", &NoProgress).unwrap().built);
 }
 
 #[test]
@@ -697,17 +517,9 @@ fn pull_on_a_small_file_system() {
     let lab = Lab::inherited();
     let home = lab.dir.join("home");
     assert!(
-        Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=1m", "none"])
-            .arg(&home)
-            .status()
-            .unwrap()
-            .success()
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(&home).status().unwrap().success()
     );
-    let error = lab
-        .environments()
-        .pull("debian:12", PullOptions::default(), &NoProgress)
-        .unwrap_err();
+    let error = lab.environments().pull("debian:12", PullOptions::default(), &NoProgress).unwrap_err();
     assert_eq!(error.code(), ErrorCode::DiskFull, "{error}");
     assert!(error.to_string().contains("MiB free"), "{error}");
     assert_eq!((lab.staged(), lab.builds()), (0, 0));
@@ -715,23 +527,9 @@ fn pull_on_a_small_file_system() {
     let calls = lab.calls().len();
     let mut inner = Arc::into_inner(lab.environments().inner).unwrap();
     inner.check_space = true;
-    let checking = Environments {
-        inner: Arc::new(inner),
-    };
-    let error = checking
-        .pull("debian:12", PullOptions::default(), &NoProgress)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            EnvironmentError::DiskFull {
-                needed: Some(_),
-                free: Some(_),
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let checking = Environments { inner: Arc::new(inner) };
+    let error = checking.pull("debian:12", PullOptions::default(), &NoProgress).unwrap_err();
+    assert!(matches!(error, EnvironmentError::DiskFull { needed: Some(_), free: Some(_), .. }), "{error}");
     assert_eq!(lab.calls().len(), calls);
 }
 

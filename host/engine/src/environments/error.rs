@@ -96,21 +96,11 @@ impl EnvironmentError {
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         let path = path.as_ref();
         match source.kind() {
-            io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 let path = path.to_owned();
-                Self::DiskFull {
-                    free: super::space::free_bytes(&path).ok(),
-                    path,
-                    needed: None,
-                }
+                Self::DiskFull { free: super::space::free_bytes(&path).ok(), path, needed: None }
             }
-            _ => Self::Io {
-                action,
-                path: path.to_owned(),
-                source,
-            },
+            _ => Self::Io { action, path: path.to_owned(), source },
         }
     }
 
@@ -119,9 +109,7 @@ impl EnvironmentError {
         match self {
             Self::Unknown { .. } => ErrorCode::UnknownEnvironment,
             Self::Catalogue { .. } => ErrorCode::InvalidArgument,
-            Self::MissingProgram { .. } | Self::Build { .. } | Self::Kernel { .. } => {
-                ErrorCode::EnvironmentBuildFailed
-            }
+            Self::MissingProgram { .. } | Self::Build { .. } | Self::Kernel { .. } => ErrorCode::EnvironmentBuildFailed,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
             Self::NotInstalled(_) => ErrorCode::NotFound,
             Self::Cancelled(_) => ErrorCode::Cancelled,
@@ -132,21 +120,16 @@ impl EnvironmentError {
     /// Returns the next step, when one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unknown {
-                suggestion: Some(name),
-                ..
-            } => Some(format!("did you mean `{name}`?")),
+            Self::Unknown { suggestion: Some(name), .. } => Some(format!("did you mean `{name}`?")),
             Self::Unknown { .. } => Some("`pyro env list` shows them".to_owned()),
             Self::Catalogue { hint, .. } | Self::Build { hint, .. } => hint.clone(),
-            Self::MissingProgram { program, .. } => Some(format!(
-                "`apt-get install {}` brings it; `pyro doctor` checks the rest",
-                package_of(program)
-            )),
+            Self::MissingProgram { program, .. } => {
+                Some(format!("`apt-get install {}` brings it; `pyro doctor` checks the rest", package_of(program)))
+            }
             Self::Kernel { .. } => Some("name a Linux x86-64 bzImage or vmlinux".to_owned()),
-            Self::DiskFull { .. } => Some(
-                "free some space (`pyro env prune`), or point PYRO_HOME at a larger disk"
-                    .to_owned(),
-            ),
+            Self::DiskFull { .. } => {
+                Some("free some space (`pyro env prune`), or point PYRO_HOME at a larger disk".to_owned())
+            }
             Self::NotInstalled(name) => Some(format!("`pyro env pull {name}` installs it")),
             Self::Cancelled(_) | Self::Io { .. } => None,
         }
@@ -168,11 +151,7 @@ impl From<EnvironmentError> for EngineError {
         if let Some(hint) = error.hint() {
             out = out.with_hint(hint);
         }
-        if error.retryable() {
-            out.retry_may_help()
-        } else {
-            out
-        }
+        if error.retryable() { out.retry_may_help() } else { out }
     }
 }
 

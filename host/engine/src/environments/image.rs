@@ -99,8 +99,7 @@ pub(crate) fn write_image(
     spec: &ImageSpec<'_>,
     advance: &mut dyn FnMut(u64) -> bool,
 ) -> Result<ImageStats, ImageError> {
-    let mut image =
-        Formatter::with_options(path, FormatOptions::new(spec.size).label("pyro-root"))?;
+    let mut image = Formatter::with_options(path, FormatOptions::new(spec.size).label("pyro-root"))?;
     let mut stats = ImageStats::default();
     let mut links = BTreeMap::new();
     // Which inode a hard link's target is: the writer cannot link to a link.
@@ -119,23 +118,17 @@ pub(crate) fn write_image(
         }
         if (spec.left_out)(&name)
             || spec.extras.iter().any(|extra| extra.path() == name)
-            || spec.emptied.iter().any(|dir| {
-                name.strip_prefix(dir)
-                    .is_some_and(|rest| rest.starts_with('/'))
-            })
+            || spec.emptied.iter().any(|dir| name.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
         {
             continue;
         }
         let kind = entry.header().entry_type();
         if kind == EntryType::Link {
-            let target = entry
-                .link_name_bytes()
-                .ok_or_else(|| ImageError::Link(name.clone()))?;
+            let target = entry.link_name_bytes().ok_or_else(|| ImageError::Link(name.clone()))?;
             links.insert(name, name_of(&target)?);
             continue;
         }
-        let owner =
-            |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
+        let owner = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
         let (uid, gid) = (owner(entry.header().uid()), owner(entry.header().gid()));
         let mode = entry.header().mode().unwrap_or(0o644) & 0o7777;
         let mode = mode as u16;
@@ -153,38 +146,14 @@ pub(crate) fn write_image(
                 let mode = make_mode(file_mode::S_IFREG, mode);
                 if name == DPKG_STATUS {
                     let mut text = Vec::new();
-                    (&mut entry)
-                        .take(MAX_STATUS_BYTES)
-                        .read_to_end(&mut text)
-                        .map_err(ImageError::Tar)?;
+                    (&mut entry).take(MAX_STATUS_BYTES).read_to_end(&mut text).map_err(ImageError::Tar)?;
                     stats.packages = packages_of(&String::from_utf8_lossy(&text));
                     let mut data = text.as_slice();
-                    image.create(
-                        &name,
-                        mode,
-                        None,
-                        times,
-                        Some(&mut data),
-                        Some(uid),
-                        Some(gid),
-                        xattrs,
-                    )?;
+                    image.create(&name, mode, None, times, Some(&mut data), Some(uid), Some(gid), xattrs)?;
                 } else {
                     // The writer takes any failed read for its own; this one belongs to the tar.
-                    let mut source = Source {
-                        inner: &mut entry,
-                        failed: RefCell::new(None),
-                    };
-                    let made = image.create(
-                        &name,
-                        mode,
-                        None,
-                        times,
-                        Some(&mut source),
-                        Some(uid),
-                        Some(gid),
-                        xattrs,
-                    );
+                    let mut source = Source { inner: &mut entry, failed: RefCell::new(None) };
+                    let made = image.create(&name, mode, None, times, Some(&mut source), Some(uid), Some(gid), xattrs);
                     if let Some(error) = source.failed.into_inner() {
                         return Err(ImageError::Tar(error));
                     }
@@ -192,63 +161,30 @@ pub(crate) fn write_image(
                 }
             }
             EntryType::Symlink => {
-                let target = entry
-                    .link_name_bytes()
-                    .ok_or_else(|| ImageError::Link(name.clone()))?;
-                let target = String::from_utf8(target.into_owned())
-                    .map_err(|_| ImageError::Link(name.clone()))?;
+                let target = entry.link_name_bytes().ok_or_else(|| ImageError::Link(name.clone()))?;
+                let target = String::from_utf8(target.into_owned()).map_err(|_| ImageError::Link(name.clone()))?;
                 let mode = make_mode(file_mode::S_IFLNK, 0o777);
-                image.create(
-                    &name,
-                    mode,
-                    Some(&target),
-                    times,
-                    None,
-                    Some(uid),
-                    Some(gid),
-                    None,
-                )?;
+                image.create(&name, mode, Some(&target), times, None, Some(uid), Some(gid), None)?;
             }
             _ => stats.skipped += 1,
         }
     }
     for (name, target) in &links {
-        image
-            .link(
-                name,
-                resolve(target, &links).ok_or_else(|| ImageError::Link(name.clone()))?,
-            )
-            .map_err(|error| match error {
+        image.link(name, resolve(target, &links).ok_or_else(|| ImageError::Link(name.clone()))?).map_err(|error| {
+            match error {
                 FormatError::NotFound(_) => ImageError::Link(name.clone()),
                 other => other.into(),
-            })?;
+            }
+        })?;
     }
     for extra in spec.extras {
         match extra {
             Extra::File(path, mode, text) => {
                 let mode = make_mode(file_mode::S_IFREG, *mode);
-                image.create(
-                    path,
-                    mode,
-                    None,
-                    None,
-                    Some(&mut text.as_bytes()),
-                    Some(0),
-                    Some(0),
-                    None,
-                )?;
+                image.create(path, mode, None, None, Some(&mut text.as_bytes()), Some(0), Some(0), None)?;
             }
             Extra::Dir(path, mode) => {
-                image.create(
-                    path,
-                    make_mode(file_mode::S_IFDIR, *mode),
-                    None,
-                    None,
-                    None,
-                    Some(0),
-                    Some(0),
-                    None,
-                )?;
+                image.create(path, make_mode(file_mode::S_IFDIR, *mode), None, None, None, Some(0), Some(0), None)?;
             }
         }
     }
@@ -266,11 +202,7 @@ fn name_of(bytes: &[u8]) -> Result<String, ImageError> {
             Component::Normal(part) => {
                 out.push('/');
                 // ext4's own limit; the writer does not check it.
-                out.push_str(
-                    part.to_str()
-                        .filter(|part| part.len() <= 255)
-                        .ok_or_else(refused)?,
-                );
+                out.push_str(part.to_str().filter(|part| part.len() <= 255).ok_or_else(refused)?);
             }
             Component::RootDir | Component::CurDir => {}
             Component::ParentDir | Component::Prefix(_) => return Err(refused()),
@@ -294,18 +226,12 @@ fn resolve<'a>(target: &'a str, links: &'a BTreeMap<String, String>) -> Option<&
     None
 }
 
-fn xattrs_of<R: Read>(
-    entry: &mut tar::Entry<'_, R>,
-) -> Result<HashMap<String, Vec<u8>>, ImageError> {
+fn xattrs_of<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<HashMap<String, Vec<u8>>, ImageError> {
     let mut out = HashMap::new();
     if let Some(extensions) = entry.pax_extensions().map_err(ImageError::Tar)? {
         for extension in extensions {
             let extension = extension.map_err(ImageError::Tar)?;
-            if let Some(name) = extension
-                .key()
-                .ok()
-                .and_then(|key| key.strip_prefix(XATTR_PREFIX))
-            {
+            if let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(XATTR_PREFIX)) {
                 out.insert(name.to_owned(), extension.value_bytes().to_vec());
             }
         }
@@ -315,10 +241,7 @@ fn xattrs_of<R: Read>(
 
 fn times(mtime: u64) -> FileTimestamps {
     // ext4 keeps the seconds beyond 2038 in two more bits.
-    let (low, high) = (
-        mtime as u32,
-        ((mtime.wrapping_add(1 << 31) >> 32) as u32) & 3,
-    );
+    let (low, high) = (mtime as u32, ((mtime.wrapping_add(1 << 31) >> 32) as u32) & 3);
     FileTimestamps {
         access_lo: low,
         access_hi: high,
@@ -334,12 +257,7 @@ fn packages_of(status: &str) -> Vec<String> {
     let mut out: Vec<_> = status
         .split("\n\n")
         .filter_map(|stanza| {
-            let field = |name: &str| {
-                stanza
-                    .lines()
-                    .find_map(|line| line.strip_prefix(name))
-                    .map(str::trim)
-            };
+            let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             field("Status:").filter(|status| status.ends_with(" installed"))?;
             Some(format!("{} {}", field("Package:")?, field("Version:")?))
         })

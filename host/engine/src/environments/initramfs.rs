@@ -19,24 +19,13 @@ const ORDER: &str = "modules/order";
 ///
 /// # Errors
 /// What `out` says; `InvalidInput` for a file beyond 4 GiB, which the format cannot hold.
-pub(crate) fn write(
-    out: impl Write,
-    agent: &[u8],
-    modules: &[(String, Vec<u8>)],
-) -> io::Result<()> {
-    let mut archive = Cpio {
-        out,
-        written: 0,
-        inode: 0,
-    };
+pub(crate) fn write(out: impl Write, agent: &[u8], modules: &[(String, Vec<u8>)]) -> io::Result<()> {
+    let mut archive = Cpio { out, written: 0, inode: 0 };
     archive.entry("dev", DIRECTORY | 0o755, &[], (0, 0))?;
     // Without it the kernel starts /init with no standard output, and a failing agent would fail in silence.
     archive.entry("dev/console", CHARACTER_DEVICE | 0o600, &[], (5, 1))?;
     archive.entry("modules", DIRECTORY | 0o755, &[], (0, 0))?;
-    let order: String = modules
-        .iter()
-        .map(|(name, _)| format!("{name}\n"))
-        .collect();
+    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
     archive.entry(ORDER, REGULAR | 0o644, order.as_bytes(), (0, 0))?;
     for (name, bytes) in modules {
         archive.entry(&format!("modules/{name}"), REGULAR | 0o644, bytes, (0, 0))?;
@@ -53,21 +42,14 @@ struct Cpio<W> {
 
 impl<W: Write> Cpio<W> {
     fn entry(&mut self, name: &str, mode: u32, data: &[u8], device: (u32, u32)) -> io::Result<()> {
-        let too_large = |_| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("`{name}` does not fit into a cpio"),
-            )
-        };
+        let too_large = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` does not fit into a cpio"));
         let size = u32::try_from(data.len()).map_err(too_large)?;
         let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
         self.inode += 1;
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         let mut header = String::from("070701");
         // inode, mode, uid, gid, links, mtime, size, device of the file system, device of the node, name size, check.
-        for field in [
-            self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0,
-        ] {
+        for field in [self.inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0] {
             header.push_str(&format!("{field:08x}"));
         }
         self.put(header.as_bytes())?;
@@ -111,11 +93,7 @@ mod tests {
         loop {
             assert_eq!(&bytes[..6], b"070701");
             let field = |index: usize| {
-                u32::from_str_radix(
-                    std::str::from_utf8(&bytes[6 + index * 8..14 + index * 8]).unwrap(),
-                    16,
-                )
-                .unwrap()
+                u32::from_str_radix(std::str::from_utf8(&bytes[6 + index * 8..14 + index * 8]).unwrap(), 16).unwrap()
             };
             let (mode, size, name_size) = (field(1), field(6) as usize, field(11) as usize);
             let device = (field(9), field(10));
@@ -134,10 +112,7 @@ mod tests {
 
     fn archive() -> Vec<u8> {
         let mut out = Vec::new();
-        let modules = [
-            ("a.ko".to_owned(), vec![1; 5]),
-            ("b.ko".to_owned(), vec![2; 8]),
-        ];
+        let modules = [("a.ko".to_owned(), vec![1; 5]), ("b.ko".to_owned(), vec![2; 8])];
         write(&mut out, b"agent", &modules).unwrap();
         out
     }
@@ -152,16 +127,10 @@ mod tests {
         assert_eq!(find("init").2, b"agent");
         assert_eq!(find("modules/order").2, b"a.ko\nb.ko\n");
         assert_eq!(find("modules/b.ko").2, [2; 8]);
-        assert_eq!(
-            (find("dev/console").1, find("dev/console").3),
-            (CHARACTER_DEVICE | 0o600, (5, 1))
-        );
+        assert_eq!((find("dev/console").1, find("dev/console").3), (CHARACTER_DEVICE | 0o600, (5, 1)));
         // Directories come before what is in them.
         let position = |name: &str| entries.iter().position(|entry| entry.0 == name).unwrap();
-        assert!(
-            position("dev") < position("dev/console")
-                && position("modules") < position("modules/a.ko")
-        );
+        assert!(position("dev") < position("dev/console") && position("modules") < position("modules/a.ko"));
     }
 
     #[test]
@@ -180,9 +149,6 @@ mod tests {
                 Ok(())
             }
         }
-        assert_eq!(
-            write(Full, b"", &[]).unwrap_err().kind(),
-            io::ErrorKind::StorageFull
-        );
+        assert_eq!(write(Full, b"", &[]).unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -40,9 +40,7 @@ pub(crate) enum KernelError {
     TooOld(u16),
     #[error("the payload ({offset} + {length} bytes) lies outside the image")]
     Outside { offset: u64, length: u64 },
-    #[error(
-        "its payload begins with {0}, a compression that is not supported (lz4, zstd, gzip and xz are)"
-    )]
+    #[error("its payload begins with {0}, a compression that is not supported (lz4, zstd, gzip and xz are)")]
     Compression(String),
     #[error("its payload grows beyond {MAX_ELF_BYTES} bytes")]
     TooLarge,
@@ -62,18 +60,12 @@ pub(crate) fn extract_elf(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     }
     let payload = payload(image)?;
     let elf = decompress(payload)?;
-    if is_elf(&elf) {
-        Ok(elf)
-    } else {
-        Err(KernelError::NotElf)
-    }
+    if is_elf(&elf) { Ok(elf) } else { Err(KernelError::NotElf) }
 }
 
 /// ELF64, little endian, x86-64.
 fn is_elf(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x7fELF\x02\x01")
-        && bytes.get(18..20) == Some(&[62, 0])
-        && bytes.len() >= 64
+    bytes.starts_with(b"\x7fELF\x02\x01") && bytes.get(18..20) == Some(&[62, 0]) && bytes.len() >= 64
 }
 
 fn payload(image: &[u8]) -> Result<&[u8], KernelError> {
@@ -85,11 +77,7 @@ fn payload(image: &[u8]) -> Result<&[u8], KernelError> {
         return Err(KernelError::TooOld(version));
     }
     // 0 stands for 4, for the sake of very old loaders.
-    let setup_sectors = match image
-        .get(SETUP_SECTS)
-        .copied()
-        .ok_or(KernelError::NotKernel)?
-    {
+    let setup_sectors = match image.get(SETUP_SECTS).copied().ok_or(KernelError::NotKernel)? {
         0 => 4,
         sectors => u64::from(sectors),
     };
@@ -106,9 +94,8 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, KernelError> {
     if payload.starts_with(&LZ4_LEGACY_MAGIC) {
         lz4_legacy(payload)
     } else if payload.starts_with(&ZSTD_MAGIC) {
-        let decoder =
-            ruzstd::decoding::StreamingDecoder::new_with_max_window_size(payload, MAX_ZSTD_WINDOW)
-                .map_err(|e| KernelError::Damaged(e.to_string()))?;
+        let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(payload, MAX_ZSTD_WINDOW)
+            .map_err(|e| KernelError::Damaged(e.to_string()))?;
         read_bounded(decoder)
     } else if payload.starts_with(&GZIP_MAGIC) {
         read_bounded(flate2::read::GzDecoder::new(payload))
@@ -117,24 +104,15 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, KernelError> {
     } else if is_elf(payload) {
         Ok(payload.to_vec())
     } else {
-        Err(KernelError::Compression(hex::encode(
-            payload.get(..4).unwrap_or(payload),
-        )))
+        Err(KernelError::Compression(hex::encode(payload.get(..4).unwrap_or(payload))))
     }
 }
 
 /// What follows the compressed stream (the kernel's build appends the size) is not read.
 fn read_bounded(decoder: impl Read) -> Result<Vec<u8>, KernelError> {
     let mut out = Vec::new();
-    decoder
-        .take(MAX_ELF_BYTES + 1)
-        .read_to_end(&mut out)
-        .map_err(|e| KernelError::Damaged(e.to_string()))?;
-    if out.len() as u64 > MAX_ELF_BYTES {
-        Err(KernelError::TooLarge)
-    } else {
-        Ok(out)
-    }
+    decoder.take(MAX_ELF_BYTES + 1).read_to_end(&mut out).map_err(|e| KernelError::Damaged(e.to_string()))?;
+    if out.len() as u64 > MAX_ELF_BYTES { Err(KernelError::TooLarge) } else { Ok(out) }
 }
 
 /// The format of `lz4 -l`: a magic number, then blocks, each with its compressed size in front. The kernel's build
@@ -168,19 +146,11 @@ fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>, KernelError> {
 }
 
 fn read_u16(bytes: &[u8], at: usize) -> Result<u16, KernelError> {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map(|b| u16::from_le_bytes(*b))
-        .ok_or(KernelError::NotKernel)
+    bytes.get(at..).and_then(|b| b.first_chunk()).map(|b| u16::from_le_bytes(*b)).ok_or(KernelError::NotKernel)
 }
 
 fn read_u32(bytes: &[u8], at: usize) -> Result<u32, KernelError> {
-    bytes
-        .get(at..)
-        .and_then(|b| b.first_chunk())
-        .map(|b| u32::from_le_bytes(*b))
-        .ok_or(KernelError::NotKernel)
+    bytes.get(at..).and_then(|b| b.first_chunk()).map(|b| u32::from_le_bytes(*b)).ok_or(KernelError::NotKernel)
 }
 
 #[cfg(test)]
@@ -199,11 +169,7 @@ pub(crate) mod tests {
         let mut state = 7u32;
         while out.len() < size.max(64) {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            out.push(if out.len().is_multiple_of(3) {
-                (state >> 24) as u8
-            } else {
-                0
-            });
+            out.push(if out.len().is_multiple_of(3) { (state >> 24) as u8 } else { 0 });
         }
         out
     }
@@ -215,8 +181,7 @@ pub(crate) mod tests {
         out[MAGIC..MAGIC + 4].copy_from_slice(b"HdrS");
         out[VERSION..VERSION + 2].copy_from_slice(&0x020fu16.to_le_bytes());
         out[PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4].copy_from_slice(&100u32.to_le_bytes());
-        out[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4]
-            .copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        out[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
         out.extend([0x90; 100]);
         out.extend(payload);
         out.extend([0xcc; 33]);
@@ -252,22 +217,15 @@ pub(crate) mod tests {
     }
 
     fn zstd(elf: &[u8]) -> Vec<u8> {
-        with_size(
-            ruzstd::encoding::compress_to_vec(elf, ruzstd::encoding::CompressionLevel::Fastest),
-            elf,
-        )
+        with_size(ruzstd::encoding::compress_to_vec(elf, ruzstd::encoding::CompressionLevel::Fastest), elf)
     }
 
     #[test]
     fn every_compression_gives_the_elf_back() {
         let elf = elf(300_000);
-        for (name, pack) in [
-            ("lz4", lz4 as fn(&[u8]) -> Vec<u8>),
-            ("gzip", gzip),
-            ("xz", xz),
-            ("zstd", zstd),
-            ("none", <[u8]>::to_vec),
-        ] {
+        for (name, pack) in
+            [("lz4", lz4 as fn(&[u8]) -> Vec<u8>), ("gzip", gzip), ("xz", xz), ("zstd", zstd), ("none", <[u8]>::to_vec)]
+        {
             assert!(extract_elf(&bzimage(&pack(&elf))).unwrap() == elf, "{name}");
         }
     }
@@ -295,32 +253,17 @@ pub(crate) mod tests {
         let mut old = bzimage(&lz4(&elf(100)));
         old[VERSION] = 4;
         assert_eq!(extract_elf(&old), Err(KernelError::TooOld(0x0204)));
-        assert_eq!(
-            extract_elf(&bzimage(b"BZh9 and more")),
-            Err(KernelError::Compression("425a6839".to_owned()))
-        );
-        assert_eq!(
-            extract_elf(&bzimage(&lz4(&[7; 500]))),
-            Err(KernelError::NotElf)
-        );
+        assert_eq!(extract_elf(&bzimage(b"BZh9 and more")), Err(KernelError::Compression("425a6839".to_owned())));
+        assert_eq!(extract_elf(&bzimage(&lz4(&[7; 500]))), Err(KernelError::NotElf));
     }
 
     #[test]
     fn a_payload_outside_the_image_is_refused() {
         let mut image = bzimage(&lz4(&elf(100)));
         image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(
-            extract_elf(&image),
-            Err(KernelError::Outside {
-                length: 0xffff_ffff,
-                ..
-            })
-        ));
+        assert!(matches!(extract_elf(&image), Err(KernelError::Outside { length: 0xffff_ffff, .. })));
         image[PAYLOAD_OFFSET..PAYLOAD_OFFSET + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(
-            extract_elf(&image),
-            Err(KernelError::Outside { .. })
-        ));
+        assert!(matches!(extract_elf(&image), Err(KernelError::Outside { .. })));
     }
 
     #[test]
@@ -329,10 +272,7 @@ pub(crate) mod tests {
         for pack in [lz4 as fn(&[u8]) -> Vec<u8>, gzip, xz, zstd] {
             let mut packed = pack(&elf);
             packed.truncate(packed.len() / 2);
-            assert!(matches!(
-                extract_elf(&bzimage(&packed)),
-                Err(KernelError::Damaged(_))
-            ));
+            assert!(matches!(extract_elf(&bzimage(&packed)), Err(KernelError::Damaged(_))));
         }
     }
 

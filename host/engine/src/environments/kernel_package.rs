@@ -27,33 +27,20 @@ pub(crate) struct Unpacked {
 }
 
 /// Unpacks what is needed of the package at `deb`.
-pub(crate) fn unpack(
-    deb: &Path,
-    environment: &str,
-    cancelled: Cancelled<'_>,
-) -> Result<Unpacked, EnvironmentError> {
-    let kernel_error = |message: String| EnvironmentError::Kernel {
-        file: deb.to_owned(),
-        message,
-    };
+pub(crate) fn unpack(deb: &Path, environment: &str, cancelled: Cancelled<'_>) -> Result<Unpacked, EnvironmentError> {
+    let kernel_error = |message: String| EnvironmentError::Kernel { file: deb.to_owned(), message };
     let mut image: Option<(String, Vec<u8>)> = None;
     files(deb, environment, cancelled, &mut |path, content| {
-        if let Some(release) = path
-            .strip_prefix("/boot/vmlinuz-")
-            .filter(|_| image.is_none())
-        {
+        if let Some(release) = path.strip_prefix("/boot/vmlinuz-").filter(|_| image.is_none()) {
             let mut bytes = Vec::new();
             content.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes)?;
             image = Some((release.to_owned(), bytes));
         }
         Ok(())
     })?;
-    let (release, image) =
-        image.ok_or_else(|| kernel_error("the package has no /boot/vmlinuz".to_owned()))?;
+    let (release, image) = image.ok_or_else(|| kernel_error("the package has no /boot/vmlinuz".to_owned()))?;
     if image.len() as u64 > MAX_IMAGE_BYTES {
-        return Err(kernel_error(format!(
-            "its image is larger than {MAX_IMAGE_BYTES} bytes"
-        )));
+        return Err(kernel_error(format!("its image is larger than {MAX_IMAGE_BYTES} bytes")));
     }
     let elf = kernel::extract_elf(&image).map_err(|e| kernel_error(e.to_string()))?;
 
@@ -61,11 +48,7 @@ pub(crate) fn unpack(
     let failed = std::cell::RefCell::new(None);
     let selected = modules::select(&|visit| {
         let mut visit_module = |path: &str, content: &mut dyn Read| {
-            if path.contains("/lib/modules/") {
-                visit(path, content)
-            } else {
-                Ok(())
-            }
+            if path.contains("/lib/modules/") { visit(path, content) } else { Ok(()) }
         };
         files(deb, environment, cancelled, &mut visit_module).map_err(|error| {
             *failed.borrow_mut() = Some(error);
@@ -76,11 +59,7 @@ pub(crate) fn unpack(
         return Err(error);
     }
     let modules = selected.map_err(|e| kernel_error(e.to_string()))?;
-    Ok(Unpacked {
-        elf,
-        modules,
-        release,
-    })
+    Ok(Unpacked { elf, modules, release })
 }
 
 /// Hands every regular file of the package to `visit`, with its absolute path.
@@ -90,33 +69,22 @@ fn files(
     cancelled: Cancelled<'_>,
     visit: &mut Visit<'_>,
 ) -> Result<(), EnvironmentError> {
-    let kernel_error = |message: String| EnvironmentError::Kernel {
-        file: deb.to_owned(),
-        message,
-    };
-    let (tar, writer) =
-        std::io::pipe().map_err(|e| EnvironmentError::io("open a pipe for", PROGRAM, e))?;
+    let kernel_error = |message: String| EnvironmentError::Kernel { file: deb.to_owned(), message };
+    let (tar, writer) = std::io::pipe().map_err(|e| EnvironmentError::io("open a pipe for", PROGRAM, e))?;
     let mut command = process::command(PROGRAM);
-    command
-        .arg("--fsys-tarfile")
-        .arg(deb)
-        .stdout(Stdio::from(writer));
+    command.arg("--fsys-tarfile").arg(deb).stdout(Stdio::from(writer));
     // The program is watched from another thread: it must die with this build, not with this function's reads.
     let (ran, visited) = std::thread::scope(|scope| {
         let running = scope.spawn(|| process::run_with_stdout(command, cancelled, |_| {}, || {}));
         let visited = visit_tar(tar, cancelled, visit);
-        let ran = running
-            .join()
-            .unwrap_or_else(|_| Err(RunError::Io(std::io::ErrorKind::Other.into())));
+        let ran = running.join().unwrap_or_else(|_| Err(RunError::Io(std::io::ErrorKind::Other.into())));
         (ran, visited)
     });
     match ran {
         Ok(done) if done.status.success() => visited.map_err(|e| kernel_error(e.to_string())),
         // It was cut off because the visit failed first.
         Ok(done) => match visited {
-            Err(error @ (ModulesError::Damaged(..) | ModulesError::TooMany)) => {
-                Err(kernel_error(error.to_string()))
-            }
+            Err(error @ (ModulesError::Damaged(..) | ModulesError::TooMany)) => Err(kernel_error(error.to_string())),
             _ => Err(EnvironmentError::Build {
                 environment: environment.to_owned(),
                 message: format!("unpacking the kernel package ended with {}", done.how()),
@@ -129,11 +97,7 @@ fn files(
     }
 }
 
-fn visit_tar(
-    tar: impl Read,
-    cancelled: Cancelled<'_>,
-    visit: &mut Visit<'_>,
-) -> Result<(), ModulesError> {
+fn visit_tar(tar: impl Read, cancelled: Cancelled<'_>, visit: &mut Visit<'_>) -> Result<(), ModulesError> {
     let mut archive = tar::Archive::new(std::io::BufReader::with_capacity(1 << 20, tar));
     for (index, entry) in archive.entries()?.enumerate() {
         let mut entry = entry?;
@@ -177,17 +141,8 @@ pub(crate) mod tests {
             put(&format!("lib/modules/1-test/{path}"), &bytes);
         }
         let deb = dir.join("linux-image-1-test_1_amd64.deb");
-        let out = Command::new("dpkg-deb")
-            .args(["-Znone", "-b"])
-            .arg(&root)
-            .arg(&deb)
-            .output()
-            .unwrap();
-        assert!(
-            out.status.success(),
-            "{}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        let out = Command::new("dpkg-deb").args(["-Znone", "-b"]).arg(&root).arg(&deb).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         std::fs::remove_dir_all(root).unwrap();
         deb
     }
@@ -210,12 +165,7 @@ pub(crate) mod tests {
         std::fs::write(&file, b"no package").unwrap();
         let error = unpack(&file, "debian:12", &|| false).err().unwrap();
         assert_eq!(error.code().as_str(), "environment_build_failed");
-        assert!(
-            error
-                .to_string()
-                .contains("unpacking the kernel package ended with exit code 2"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("unpacking the kernel package ended with exit code 2"), "{error}");
     }
 
     #[test]

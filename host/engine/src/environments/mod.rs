@@ -44,8 +44,7 @@ pub use catalogue::{Catalogue, Definition, Distribution};
 pub use error::EnvironmentError;
 pub use prerequisites::{Prerequisite, prerequisites};
 pub use report::{
-    EnvironmentReport, EnvironmentSummary, FileReport, InstalledReport, KernelReport, PruneReport,
-    Removed,
+    EnvironmentReport, EnvironmentSummary, FileReport, InstalledReport, KernelReport, PruneReport, Removed,
 };
 pub use space::free_bytes;
 
@@ -105,17 +104,9 @@ pub struct Installed {
 impl Installed {
     fn new(name: &str, parts: Parts) -> Self {
         let digest = |files: &std::collections::BTreeMap<String, store::FileRecord>, name: &str| {
-            files
-                .get(name)
-                .map(|file| file.sha256.clone())
-                .unwrap_or_default()
+            files.get(name).map(|file| file.sha256.clone()).unwrap_or_default()
         };
-        let Parts {
-            rootfs,
-            kernel,
-            initramfs,
-            built,
-        } = parts;
+        let Parts { rootfs, kernel, initramfs, built } = parts;
         Self {
             name: name.to_owned(),
             version: rootfs.manifest.details.version.clone(),
@@ -177,9 +168,7 @@ impl Environments {
     pub fn new(paths: &Paths, agent: AgentSource) -> Self {
         Self {
             inner: Arc::new(Inner {
-                store: Store {
-                    root: paths.cache.clone(),
-                },
+                store: Store { root: paths.cache.clone() },
                 user_catalogue: paths.config.join(USER_CATALOGUE),
                 agent,
                 agent_sha256: OnceLock::new(),
@@ -195,9 +184,7 @@ impl Environments {
         Builder {
             store: &inner.store,
             agent: inner.agent.0,
-            agent_sha256: inner
-                .agent_sha256
-                .get_or_init(|| store::digest_of(&[inner.agent.0])),
+            agent_sha256: inner.agent_sha256.get_or_init(|| store::digest_of(&[inner.agent.0])),
             apt_dir: &inner.apt_dir,
             program: &inner.program,
             check_space: inner.check_space,
@@ -218,10 +205,7 @@ impl Environments {
     /// As [`Environments::catalogue`].
     pub fn list(&self) -> Result<Vec<EnvironmentSummary>, EnvironmentError> {
         let builder = self.builder();
-        self.catalogue()?
-            .iter()
-            .map(|definition| report::summary(&builder, definition))
-            .collect()
+        self.catalogue()?.iter().map(|definition| report::summary(&builder, definition)).collect()
     }
 
     /// Returns everything about one environment. What is installed is digested, which takes about a second.
@@ -245,15 +229,7 @@ impl Environments {
         options: PullOptions,
         progress: &dyn Progress,
     ) -> Result<Installed, EnvironmentError> {
-        self.prepare(
-            name,
-            if options.refresh {
-                Look::Rebuild
-            } else {
-                Look::Thorough
-            },
-            progress,
-        )
+        self.prepare(name, if options.refresh { Look::Rebuild } else { Look::Thorough }, progress)
     }
 
     /// Like [`Environments::pull`], for the path of every machine: what is installed is recognised by the identity of
@@ -261,26 +237,14 @@ impl Environments {
     ///
     /// # Errors
     /// As [`Environments::pull`].
-    pub fn ensure(
-        &self,
-        name: &str,
-        progress: &dyn Progress,
-    ) -> Result<Installed, EnvironmentError> {
+    pub fn ensure(&self, name: &str, progress: &dyn Progress) -> Result<Installed, EnvironmentError> {
         self.prepare(name, Look::Quick, progress)
     }
 
-    fn prepare(
-        &self,
-        name: &str,
-        look: Look,
-        progress: &dyn Progress,
-    ) -> Result<Installed, EnvironmentError> {
+    fn prepare(&self, name: &str, look: Look, progress: &dyn Progress) -> Result<Installed, EnvironmentError> {
         let catalogue = self.catalogue()?;
         let definition = catalogue.get(name)?;
-        Ok(Installed::new(
-            name,
-            self.builder().ensure(definition, look, progress)?,
-        ))
+        Ok(Installed::new(name, self.builder().ensure(definition, look, progress)?))
     }
 
     /// Removes what nobody needs: leftovers of interrupted builds, builds that are out of date, environments that the
@@ -302,9 +266,7 @@ impl Environments {
             let slot = builder.rootfs_slot(definition);
             let up_to_date = slot
                 .current::<build::RootfsDetails>()?
-                .is_some_and(|build| {
-                    build.manifest.recipe == definition.recipe(bootstrap::REVISION)
-                });
+                .is_some_and(|build| build.manifest.recipe == definition.recipe(bootstrap::REVISION));
             if !up_to_date {
                 continue;
             }
@@ -318,11 +280,7 @@ impl Environments {
             }
             kernels.push(slot.dir);
         }
-        for (kind, needed) in [
-            (ENVIRONMENTS, rootfses),
-            (KERNELS, kernels),
-            (INITRAMFSES, initramfses),
-        ] {
+        for (kind, needed) in [(ENVIRONMENTS, rootfses), (KERNELS, kernels), (INITRAMFSES, initramfses)] {
             for key in store.keys(kind) {
                 let slot = store.slot(kind, &key);
                 let (freed, in_use) = slot.remove_unused(!needed.contains(&slot.dir));

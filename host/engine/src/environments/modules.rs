@@ -10,12 +10,7 @@ use std::{
 };
 
 /// What the agent cannot start without: virtio-mmio devices, the disk and its file system, vsock.
-const REQUIRED: [&str; 4] = [
-    "virtio_mmio",
-    "virtio_blk",
-    "ext4",
-    "vmw_vsock_virtio_transport",
-];
+const REQUIRED: [&str; 4] = ["virtio_mmio", "virtio_blk", "ext4", "vmw_vsock_virtio_transport"];
 /// What is taken when the kernel has it.
 const OPTIONAL: [&str; 1] = ["virtio_rng"];
 /// Raised when the lists above change.
@@ -109,9 +104,7 @@ fn place(
     if depth > MAX_DEPTH {
         return Err(ModulesError::Circle(name.to_owned()));
     }
-    let needs = depends
-        .get(name)
-        .ok_or_else(|| ModulesError::Missing(name.to_owned()))?;
+    let needs = depends.get(name).ok_or_else(|| ModulesError::Missing(name.to_owned()))?;
     for need in needs {
         place(need, depends, built_in, order, depth + 1)?;
     }
@@ -122,9 +115,7 @@ fn place(
 /// Returns the module's name, as the kernel says it, when the path is one's: `-` and `_` are the same to it.
 fn module_name(path: &str) -> Option<String> {
     let file = path.rsplit('/').next()?;
-    let stem = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"]
-        .iter()
-        .find_map(|end| file.strip_suffix(end))?;
+    let stem = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"].iter().find_map(|end| file.strip_suffix(end))?;
     (!stem.is_empty()).then(|| stem.replace('-', "_"))
 }
 
@@ -135,8 +126,7 @@ fn decompressed(path: &str, content: &mut dyn Read) -> Result<Vec<u8>, ModulesEr
     let result = if path.ends_with(".xz") {
         take(&mut liblzma::read::XzDecoder::new(content))
     } else if path.ends_with(".zst") {
-        let mut decoder =
-            ruzstd::decoding::StreamingDecoder::new(content).map_err(|e| damaged(e.to_string()))?;
+        let mut decoder = ruzstd::decoding::StreamingDecoder::new(content).map_err(|e| damaged(e.to_string()))?;
         take(&mut decoder)
     } else if path.ends_with(".gz") {
         take(&mut flate2::read::GzDecoder::new(content))
@@ -145,9 +135,7 @@ fn decompressed(path: &str, content: &mut dyn Read) -> Result<Vec<u8>, ModulesEr
     };
     result.map_err(|e| damaged(e.to_string()))?;
     if out.len() as u64 > MAX_MODULE_BYTES {
-        return Err(damaged(format!(
-            "it is larger than {MAX_MODULE_BYTES} bytes"
-        )));
+        return Err(damaged(format!("it is larger than {MAX_MODULE_BYTES} bytes")));
     }
     Ok(out)
 }
@@ -164,19 +152,10 @@ fn depends_of(module: &[u8]) -> Vec<String> {
         let start = at + found;
         at = start + KEY.len();
         // A longer key that ends in this one is another key.
-        if start
-            .checked_sub(1)
-            .and_then(|before| module.get(before))
-            .is_some_and(|byte| *byte != 0)
-        {
+        if start.checked_sub(1).and_then(|before| module.get(before)).is_some_and(|byte| *byte != 0) {
             continue;
         }
-        let value = module
-            .get(at..)
-            .unwrap_or_default()
-            .split(|byte| *byte == 0)
-            .next()
-            .unwrap_or_default();
+        let value = module.get(at..).unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
         return String::from_utf8_lossy(value)
             .split(',')
             .filter(|name| !name.is_empty())
@@ -234,53 +213,27 @@ pub(crate) mod tests {
     }
 
     fn run(files: &[(&str, Vec<u8>)]) -> Result<Vec<(String, Vec<u8>)>, ModulesError> {
-        select(&|visit| {
-            files
-                .iter()
-                .try_for_each(|(path, bytes)| visit(path, &mut bytes.as_slice()))
-        })
+        select(&|visit| files.iter().try_for_each(|(path, bytes)| visit(path, &mut bytes.as_slice())))
     }
 
     fn names(files: &[(&str, Vec<u8>)]) -> Vec<String> {
-        run(files)
-            .unwrap()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect()
+        run(files).unwrap().into_iter().map(|(name, _)| name).collect()
     }
 
     /// As in Debian's 6.1 kernel: everything a module but ext4.
     pub(crate) fn all_modules() -> Vec<(&'static str, Vec<u8>)> {
         vec![
-            (
-                "kernel/drivers/virtio/virtio_mmio.ko",
-                module("virtio_ring,virtio"),
-            ),
+            ("kernel/drivers/virtio/virtio_mmio.ko", module("virtio_ring,virtio")),
             ("kernel/drivers/virtio/virtio.ko", module("virtio_ring")),
             ("kernel/drivers/virtio/virtio_ring.ko", module("")),
-            (
-                "kernel/drivers/block/virtio_blk.ko",
-                module("virtio_ring,virtio"),
-            ),
+            ("kernel/drivers/block/virtio_blk.ko", module("virtio_ring,virtio")),
             ("kernel/net/vsock.ko", module("")),
-            (
-                "kernel/net/vmw_vsock_virtio_transport_common.ko",
-                module("vsock"),
-            ),
-            (
-                "kernel/net/vmw_vsock_virtio_transport.ko",
-                module("vmw_vsock_virtio_transport_common,virtio,vsock"),
-            ),
+            ("kernel/net/vmw_vsock_virtio_transport_common.ko", module("vsock")),
+            ("kernel/net/vmw_vsock_virtio_transport.ko", module("vmw_vsock_virtio_transport_common,virtio,vsock")),
             ("kernel/drivers/char/hw_random/rng-core.ko", module("")),
-            (
-                "kernel/drivers/char/hw_random/virtio-rng.ko",
-                module("rng-core,virtio"),
-            ),
+            ("kernel/drivers/char/hw_random/virtio-rng.ko", module("rng-core,virtio")),
             ("kernel/drivers/gpu/unrelated.ko", module("virtio")),
-            (
-                "modules.builtin",
-                b"kernel/fs/ext4/ext4.ko\nkernel/lib/crc16.ko\n".to_vec(),
-            ),
+            ("modules.builtin", b"kernel/fs/ext4/ext4.ko\nkernel/lib/crc16.ko\n".to_vec()),
         ]
     }
 
@@ -310,26 +263,12 @@ pub(crate) mod tests {
             ("kernel/virtio_mmio.ko.xz", xz(&module(""))),
             ("kernel/virtio_blk.ko.zst", zstd(&blk)),
             ("kernel/vsock.ko", module("")),
-            (
-                "kernel/vmw_vsock_virtio_transport.ko",
-                module("vsock,virtio"),
-            ),
-            (
-                "modules.builtin",
-                b"kernel/virtio/virtio.ko\nkernel/virtio_ring.ko\nkernel/ext4.ko\n".to_vec(),
-            ),
+            ("kernel/vmw_vsock_virtio_transport.ko", module("vsock,virtio")),
+            ("modules.builtin", b"kernel/virtio/virtio.ko\nkernel/virtio_ring.ko\nkernel/ext4.ko\n".to_vec()),
         ];
         let got = run(&files).unwrap();
         let names: Vec<_> = got.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(
-            names,
-            [
-                "virtio_mmio.ko",
-                "virtio_blk.ko",
-                "vsock.ko",
-                "vmw_vsock_virtio_transport.ko"
-            ]
-        );
+        assert_eq!(names, ["virtio_mmio.ko", "virtio_blk.ko", "vsock.ko", "vmw_vsock_virtio_transport.ko"]);
         assert_eq!(got[1].1, blk);
     }
 
@@ -359,12 +298,7 @@ pub(crate) mod tests {
         assert!(matches!(run(&files), Err(ModulesError::Circle(_))));
         let mut files = all_modules();
         files.push(("kernel/broken.ko.xz", b"no xz".to_vec()));
-        assert!(
-            run(&files)
-                .unwrap_err()
-                .to_string()
-                .contains("broken.ko.xz")
-        );
+        assert!(run(&files).unwrap_err().to_string().contains("broken.ko.xz"));
     }
 
     #[test]

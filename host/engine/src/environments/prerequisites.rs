@@ -26,22 +26,11 @@ pub struct Prerequisite {
 /// Checks everything that building environments needs. Runs two short programs.
 pub fn prerequisites(paths: &Paths) -> Vec<Prerequisite> {
     let mut out = vec![
-        program(
-            "mmdebstrap",
-            bootstrap::PROGRAM,
-            "apt-get install mmdebstrap",
-        ),
-        program(
-            "apt",
-            "apt-get",
-            "install apt: environments are built from Debian packages",
-        ),
+        program("mmdebstrap", bootstrap::PROGRAM, "apt-get install mmdebstrap"),
+        program("apt", "apt-get", "install apt: environments are built from Debian packages"),
         file(
             "debian keyring",
-            &[
-                "/usr/share/keyrings/debian-archive-keyring.gpg",
-                "/usr/share/keyrings/debian-archive-keyring.pgp",
-            ],
+            &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"],
             "apt-get install debian-archive-keyring",
         ),
         free_space(&paths.cache),
@@ -76,12 +65,7 @@ fn program(name: &'static str, program: &str, fix: &str) -> Prerequisite {
         (Ok(_), line) => line.unwrap_or_default(),
         (Err(error), _) => error.to_string(),
     };
-    Prerequisite {
-        name,
-        ok,
-        found,
-        fix: (!ok).then(|| fix.to_owned()),
-    }
+    Prerequisite { name, ok, found, fix: (!ok).then(|| fix.to_owned()) }
 }
 
 fn file(name: &'static str, paths: &[&str], fix: &str) -> Prerequisite {
@@ -96,25 +80,12 @@ fn file(name: &'static str, paths: &[&str], fix: &str) -> Prerequisite {
 
 fn free_space(cache: &Path) -> Prerequisite {
     let (ok, found) = match space::free_bytes(cache) {
-        Ok(free) => (
-            free >= WANTED_FREE_BYTES,
-            format!("{} MiB free for `{}`", free >> 20, cache.display()),
-        ),
-        Err(error) => (
-            false,
-            format!("cannot ask about `{}`: {error}", cache.display()),
-        ),
+        Ok(free) => (free >= WANTED_FREE_BYTES, format!("{} MiB free for `{}`", free >> 20, cache.display())),
+        Err(error) => (false, format!("cannot ask about `{}`: {error}", cache.display())),
     };
-    let fix = format!(
-        "make {} MiB free (`pyro env prune`), or point PYRO_HOME at a larger disk",
-        WANTED_FREE_BYTES >> 20
-    );
-    Prerequisite {
-        name: "free space",
-        ok,
-        found,
-        fix: (!ok).then_some(fix),
-    }
+    let fix =
+        format!("make {} MiB free (`pyro env prune`), or point PYRO_HOME at a larger disk", WANTED_FREE_BYTES >> 20);
+    Prerequisite { name: "free space", ok, found, fix: (!ok).then_some(fix) }
 }
 
 #[cfg(test)]
@@ -124,10 +95,7 @@ mod tests {
     #[test]
     fn what_is_missing_comes_with_its_fix() {
         let missing = program("x", "no-such-program-here", "install it");
-        assert_eq!(
-            (missing.ok, missing.fix.as_deref()),
-            (false, Some("install it"))
-        );
+        assert_eq!((missing.ok, missing.fix.as_deref()), (false, Some("install it")));
         let there = program("x", "sh", "install it");
         assert!(there.found.contains("--version") || there.ok, "{there:?}");
         assert!(!file("x", &["/nonexistent"], "f").ok);

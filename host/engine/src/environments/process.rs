@@ -57,10 +57,9 @@ impl RunError {
     /// Makes the environment's error of it.
     pub(crate) fn at(self, program: &str, environment: &str) -> EnvironmentError {
         match self {
-            Self::NotFound => EnvironmentError::MissingProgram {
-                program: program.to_owned(),
-                environment: environment.to_owned(),
-            },
+            Self::NotFound => {
+                EnvironmentError::MissingProgram { program: program.to_owned(), environment: environment.to_owned() }
+            }
             Self::Cancelled => EnvironmentError::Cancelled(format!("building `{environment}`")),
             Self::Io(source) => EnvironmentError::io("run", program, source),
         }
@@ -73,20 +72,14 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).process_group(0);
     // What a program prints is read here, and must not depend on the caller's language.
-    command
-        .env("LC_ALL", "C.UTF-8")
-        .env("DEBIAN_FRONTEND", "noninteractive");
+    command.env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
     let parent = rustix::process::getpid();
     // SAFETY: between fork and exec only async-signal-safe calls run: prctl and getppid, no allocation, no lock.
     unsafe {
         command.pre_exec(move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             // The parent may have died before the request was in place.
-            if rustix::process::getppid() == Some(parent) {
-                Ok(())
-            } else {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
+            if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });
     }
     command
@@ -128,10 +121,7 @@ fn supervise(
         return Err(RunError::Cancelled);
     }
     let mut group = match command.spawn() {
-        Ok(child) => Group {
-            child,
-            running: true,
-        },
+        Ok(child) => Group { child, running: true },
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RunError::NotFound),
         Err(error) => return Err(error.into()),
     };
@@ -140,9 +130,7 @@ fn supervise(
 
     // Bounded, so that a program that prints faster than progress is reported waits for us.
     let (lines, received) = mpsc::sync_channel(1024);
-    std::thread::Builder::new()
-        .name("pyro-build-output".to_owned())
-        .spawn(move || read_lines(reader, &lines))?;
+    std::thread::Builder::new().name("pyro-build-output".to_owned()).spawn(move || read_lines(reader, &lines))?;
 
     let mut tail = VecDeque::with_capacity(TAIL_LINES);
     let mut last_tick = Instant::now();
@@ -180,10 +168,7 @@ fn supervise(
                     }
                     tail.push_back(line);
                 }
-                return Ok(Finished {
-                    status,
-                    tail: tail.into(),
-                });
+                return Ok(Finished { status, tail: tail.into() });
             }
         }
     }
@@ -216,10 +201,7 @@ fn read_lines(mut reader: io::PipeReader, lines: &mpsc::SyncSender<String>) {
 }
 
 fn text_of(line: &[u8]) -> String {
-    String::from_utf8_lossy(line)
-        .chars()
-        .filter(|c| !c.is_control() || *c == '\t')
-        .collect()
+    String::from_utf8_lossy(line).chars().filter(|c| !c.is_control() || *c == '\t').collect()
 }
 
 /// A child that leads its process group; ended with the whole group when dropped while it runs.
@@ -244,12 +226,10 @@ impl Group {
         let deadline = Instant::now() + TERM_GRACE;
         while Instant::now() < deadline {
             match rustix::process::waitid(
-                rustix::process::WaitId::Pid(
-                    match i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-                        Some(pid) => pid,
-                        None => break,
-                    },
-                ),
+                rustix::process::WaitId::Pid(match i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                    Some(pid) => pid,
+                    None => break,
+                }),
                 rustix::process::WaitIdOptions::EXITED
                     | rustix::process::WaitIdOptions::NOHANG
                     | rustix::process::WaitIdOptions::NOWAIT,
@@ -314,10 +294,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_told_apart() {
-        assert!(matches!(
-            run(command("no-such-program-here"), &|| false, |_| {}, || {}),
-            Err(RunError::NotFound)
-        ));
+        assert!(matches!(run(command("no-such-program-here"), &|| false, |_| {}, || {}), Err(RunError::NotFound)));
         let error = RunError::NotFound.at("mmdebstrap", "debian:12");
         assert_eq!(error.code().as_str(), "environment_build_failed");
         assert!(error.hint().unwrap().contains("apt-get install mmdebstrap"));
@@ -330,10 +307,7 @@ mod tests {
         let stop = AtomicBool::new(false);
         let result = run(
             // The grandchild ignores the polite signal.
-            sh(&format!(
-                "sh -c 'trap \"\" TERM; echo $$ > {}; sleep 60; sleep 60' & wait",
-                pid_file.display()
-            )),
+            sh(&format!("sh -c 'trap \"\" TERM; echo $$ > {}; sleep 60; sleep 60' & wait", pid_file.display())),
             &|| stop.load(Ordering::Relaxed),
             |_| {},
             || {
@@ -344,8 +318,7 @@ mod tests {
         );
         assert!(matches!(result, Err(RunError::Cancelled)));
         let pid = std::fs::read_to_string(&pid_file).unwrap();
-        let stat =
-            || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
         // Killed, but not yet gone or a zombie that nobody reaped.
         let began = Instant::now();
         while !stat().is_empty() && !stat().contains(") Z ") {
@@ -370,10 +343,7 @@ mod tests {
         let pid = std::thread::spawn(move || {
             // Spawned and left alone: only the kernel's parent-death signal can end it.
             let mut child = sh(&script).spawn().unwrap();
-            while std::fs::read_to_string(&pid_file)
-                .unwrap_or_default()
-                .is_empty()
-            {
+            while std::fs::read_to_string(&pid_file).unwrap_or_default().is_empty() {
                 std::thread::sleep(Duration::from_millis(5));
             }
             assert!(child.try_wait().unwrap().is_none());

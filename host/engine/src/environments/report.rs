@@ -119,10 +119,7 @@ pub struct Removed {
 impl PruneReport {
     pub(crate) fn add(&mut self, name: &str, bytes: u64, in_use: usize) {
         if bytes > 0 {
-            self.removed.push(Removed {
-                name: name.to_owned(),
-                bytes,
-            });
+            self.removed.push(Removed { name: name.to_owned(), bytes });
             self.freed_bytes += bytes;
         }
         if in_use > 0 {
@@ -131,17 +128,13 @@ impl PruneReport {
     }
 }
 
-pub(crate) fn summary(
-    builder: &Builder<'_>,
-    definition: &Definition,
-) -> Result<EnvironmentSummary, EnvironmentError> {
+pub(crate) fn summary(builder: &Builder<'_>, definition: &Definition) -> Result<EnvironmentSummary, EnvironmentError> {
     let build = builder.rootfs_slot(definition).current::<RootfsDetails>()?;
     Ok(summary_of(definition, build.as_ref()))
 }
 
 fn summary_of(definition: &Definition, build: Option<&Build<RootfsDetails>>) -> EnvironmentSummary {
-    let up_to_date =
-        build.is_some_and(|build| build.manifest.recipe == definition.recipe(bootstrap::REVISION));
+    let up_to_date = build.is_some_and(|build| build.manifest.recipe == definition.recipe(bootstrap::REVISION));
     EnvironmentSummary {
         name: definition.name.clone(),
         description: definition.description.clone(),
@@ -155,10 +148,7 @@ fn summary_of(definition: &Definition, build: Option<&Build<RootfsDetails>>) -> 
     }
 }
 
-pub(crate) fn full(
-    builder: &Builder<'_>,
-    definition: &Definition,
-) -> Result<EnvironmentReport, EnvironmentError> {
+pub(crate) fn full(builder: &Builder<'_>, definition: &Definition) -> Result<EnvironmentReport, EnvironmentError> {
     let slot = builder.rootfs_slot(definition);
     let build = slot.current::<RootfsDetails>()?;
     let sound = build.is_some() && slot.verified::<RootfsDetails>()?.is_some();
@@ -198,11 +188,7 @@ fn files_of<T>(manifest: &Manifest<T>) -> Vec<FileReport> {
     manifest
         .files
         .iter()
-        .map(|(name, file)| FileReport {
-            name: name.clone(),
-            size: file.size,
-            sha256: file.sha256.clone(),
-        })
+        .map(|(name, file)| FileReport { name: name.clone(), size: file.size, sha256: file.sha256.clone() })
         .collect()
 }
 
@@ -211,23 +197,13 @@ fn files_of<T>(manifest: &Manifest<T>) -> Vec<FileReport> {
 fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 #[cfg(test)]

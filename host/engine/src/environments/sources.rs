@@ -44,9 +44,7 @@ fn without_credentials(uri: &str) -> String {
     match uri.split_once("://") {
         Some((scheme, rest)) => {
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-            let host = authority
-                .rsplit_once('@')
-                .map_or(authority, |(_, host)| host);
+            let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
             format!("{scheme}://{host}/{path}")
         }
         None => uri.to_owned(),
@@ -70,21 +68,14 @@ pub(crate) fn host_sources(apt_dir: &Path, suite: &str) -> Vec<Source> {
     };
     take(&apt_dir.join("sources.list"));
     let mut parts: Vec<_> = fs::read_dir(apt_dir.join("sources.list.d"))
-        .map(|dir| {
-            dir.filter_map(|entry| entry.ok().map(|entry| entry.path()))
-                .collect()
-        })
+        .map(|dir| dir.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect())
         .unwrap_or_default();
     parts.sort();
     parts.iter().for_each(|part| take(part));
     found.sort();
     found.dedup();
     found.truncate(MAX_SOURCES);
-    if found.iter().any(|source| source.suite == suite) {
-        found
-    } else {
-        Vec::new()
-    }
+    if found.iter().any(|source| source.suite == suite) { found } else { Vec::new() }
 }
 
 fn read(file: &Path) -> Option<String> {
@@ -110,19 +101,13 @@ impl Entry {
         if self.special || !self.components.iter().any(|component| component == "main") {
             return Vec::new();
         }
-        let wanted = |have: &&String| {
-            have.strip_prefix(suite)
-                .is_some_and(|rest| matches!(rest, "" | "-updates" | "-security"))
-        };
+        let wanted =
+            |have: &&String| have.strip_prefix(suite).is_some_and(|rest| matches!(rest, "" | "-updates" | "-security"));
         let mut out = Vec::new();
         for suite in self.suites.iter().filter(wanted) {
             for uri in self.uris.iter().filter_map(|uri| resolve(uri)) {
                 if is_debian(&uri, self.signed_by.as_deref()) && is_plain(&uri) && is_plain(suite) {
-                    out.push(Source {
-                        suite: suite.clone(),
-                        uri,
-                        signed_by: self.signed_by.clone(),
-                    });
+                    out.push(Source { suite: suite.clone(), uri, signed_by: self.signed_by.clone() });
                 }
             }
         }
@@ -134,9 +119,7 @@ impl Entry {
 fn is_plain(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
-        && text.bytes().all(|b| {
-            b.is_ascii_graphic() && !matches!(b, b'[' | b']' | b'#' | b'"' | b'\\' | b'\'')
-        })
+        && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'[' | b']' | b'#' | b'"' | b'\\' | b'\''))
 }
 
 /// A key ring that the entry names decides; the file is Debian's own package's. Without one, any key that the host
@@ -144,31 +127,20 @@ fn is_plain(text: &str) -> bool {
 fn is_debian(uri: &str, signed_by: Option<&str>) -> bool {
     match signed_by {
         Some(key) => {
-            let name = Path::new(key)
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
+            let name = Path::new(key).file_name().and_then(|name| name.to_str()).unwrap_or_default();
             key.starts_with('/') && is_plain(key) && name.starts_with("debian-archive-")
         }
-        None => matches!(
-            uri.trim_end_matches('/').rsplit('/').next(),
-            Some("debian" | "debian-security")
-        ),
+        None => matches!(uri.trim_end_matches('/').rsplit('/').next(), Some("debian" | "debian-security")),
     }
 }
 
 /// Returns an address that works inside a chroot as well: cloud images name a file with the mirror's address in it.
 fn resolve(uri: &str) -> Option<String> {
-    let list = uri
-        .strip_prefix("mirror+file://")
-        .or_else(|| uri.strip_prefix("mirror+file:"));
+    let list = uri.strip_prefix("mirror+file://").or_else(|| uri.strip_prefix("mirror+file:"));
     let uri = match list {
         Some(list) => {
             let text = read(Path::new(list))?;
-            let first = text
-                .lines()
-                .map(str::trim)
-                .find(|line| !line.is_empty() && !line.starts_with('#'))?;
+            let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
             first.split_whitespace().next()?.to_owned()
         }
         None => uri.to_owned(),
@@ -182,10 +154,7 @@ fn one_line(text: &str) -> Vec<Entry> {
 
 fn one_line_entry(line: &str) -> Option<Entry> {
     let line = line.split('#').next().unwrap_or_default().trim();
-    let rest = line
-        .strip_prefix("deb")
-        .filter(|rest| rest.starts_with([' ', '\t', '[']))?
-        .trim_start();
+    let rest = line.strip_prefix("deb").filter(|rest| rest.starts_with([' ', '\t', '[']))?.trim_start();
     let mut entry = Entry::default();
     let rest = match rest.strip_prefix('[') {
         Some(options) => {
@@ -222,12 +191,7 @@ fn deb822(text: &str) -> Vec<Entry> {
                 fields.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
             }
         }
-        let words = |value: &str| {
-            value
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
+        let words = |value: &str| value.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let mut entry = Entry::default();
         let mut deb = false;
         for (name, value) in fields {
@@ -241,14 +205,10 @@ fn deb822(text: &str) -> Vec<Entry> {
                 }
                 "architectures" => entry.special |= !words(&value).iter().any(|a| a == "amd64"),
                 "enabled" => {
-                    entry.special |= !matches!(
-                        value.to_ascii_lowercase().as_str(),
-                        "yes" | "true" | "on" | "1"
-                    )
+                    entry.special |= !matches!(value.to_ascii_lowercase().as_str(), "yes" | "true" | "on" | "1")
                 }
                 // These change nothing about what is fetched. Everything else does: an embedded key, `Trusted`, ...
-                "x-repolib-name" | "description" | "languages" | "targets" | "pdiffs"
-                | "by-hash" => {}
+                "x-repolib-name" | "description" | "languages" | "targets" | "pdiffs" | "by-hash" => {}
                 _ => entry.special = true,
             }
         }
@@ -275,10 +235,7 @@ mod tests {
     }
 
     fn lines(files: &[(&str, &str)]) -> Vec<String> {
-        host_sources(host(files).path(), "bookworm")
-            .iter()
-            .map(Source::line)
-            .collect()
+        host_sources(host(files).path(), "bookworm").iter().map(Source::line).collect()
     }
 
     #[test]
@@ -303,10 +260,7 @@ mod tests {
         let text = "deb http://m.example/debian bookworm main # ok\ndeb-src http://m.example/debian bookworm main\n\
                     #deb http://m.example/debian bookworm main\ndeb [arch=arm64] http://m.example/debian bookworm main\n\
                     deb http://m.example/debian sid main\ndeb http://m.example/debian bookworm contrib\n";
-        assert_eq!(
-            lines(&[("sources.list", text)]),
-            ["deb http://m.example/debian bookworm main"]
-        );
+        assert_eq!(lines(&[("sources.list", text)]), ["deb http://m.example/debian bookworm main"]);
     }
 
     #[test]
@@ -321,10 +275,7 @@ mod tests {
             "deb cdrom:[Debian]/ bookworm main",
             "deb file:/srv/debian bookworm main",
         ] {
-            let got = lines(&[
-                ("sources.list", debian),
-                ("sources.list.d/vendor.list", vendor),
-            ]);
+            let got = lines(&[("sources.list", debian), ("sources.list.d/vendor.list", vendor)]);
             assert_eq!(got, [debian.trim()], "{vendor}");
         }
         for vendor in [
@@ -332,10 +283,7 @@ mod tests {
             "Types: deb\nURIs: http://v.example/debian\nSuites: bookworm\nComponents: main\nTrusted: yes\n",
             "Types: deb\nEnabled: no\nURIs: http://v.example/debian\nSuites: bookworm\nComponents: main\n",
         ] {
-            let got = lines(&[
-                ("sources.list", debian),
-                ("sources.list.d/vendor.sources", vendor),
-            ]);
+            let got = lines(&[("sources.list", debian), ("sources.list.d/vendor.sources", vendor)]);
             assert_eq!(got, [debian.trim()], "{vendor}");
         }
     }
@@ -343,22 +291,13 @@ mod tests {
     #[test]
     fn another_release_or_no_files_give_nothing() {
         assert!(lines(&[("sources.list", "deb http://m.example/debian trixie main")]).is_empty());
-        assert!(
-            lines(&[(
-                "sources.list",
-                "deb http://m.example/debian bookworm-updates main"
-            )])
-            .is_empty()
-        );
+        assert!(lines(&[("sources.list", "deb http://m.example/debian bookworm-updates main")]).is_empty());
         assert!(host_sources(Path::new("/nonexistent"), "bookworm").is_empty());
     }
 
     #[test]
     fn mirror_lists_are_followed() {
-        let dir = host(&[(
-            "mirrors.list",
-            "# first\nhttp://m.example/debian\tpriority:1\n",
-        )]);
+        let dir = host(&[("mirrors.list", "# first\nhttp://m.example/debian\tpriority:1\n")]);
         let list = dir.path().join("mirrors.list");
         let text = format!(
             "Types: deb\nURIs: mirror+file://{}\nSuites: bookworm\nComponents: main\nSigned-By: {KEY}\n",
@@ -377,13 +316,7 @@ mod tests {
             signed_by: None,
         };
         assert!(source.line().contains("secret"));
-        assert_eq!(
-            source.public_line(),
-            "deb https://m.example:8080/debian bookworm main"
-        );
-        assert_eq!(
-            without_credentials("http://m.example/a@b"),
-            "http://m.example/a@b"
-        );
+        assert_eq!(source.public_line(), "deb https://m.example:8080/debian bookworm main");
+        assert_eq!(without_credentials("http://m.example/a@b"), "http://m.example/a@b");
     }
 }

@@ -32,9 +32,7 @@ pub(crate) fn free_memory() -> u64 {
     std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
-            let rest = text
-                .lines()
-                .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            let rest = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
             rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
         })
         .map_or(0, |kib| kib.saturating_mul(1024))
@@ -45,14 +43,9 @@ pub(crate) fn free_memory() -> u64 {
 /// # Errors
 /// [`EnvironmentError::DiskFull`] with both figures.
 pub(crate) fn check(path: &Path, needed: u64) -> Result<(), EnvironmentError> {
-    let free =
-        free_bytes(path).map_err(|e| EnvironmentError::io("ask for the free space of", path, e))?;
+    let free = free_bytes(path).map_err(|e| EnvironmentError::io("ask for the free space of", path, e))?;
     if free < needed {
-        return Err(EnvironmentError::DiskFull {
-            path: path.to_owned(),
-            needed: Some(needed),
-            free: Some(free),
-        });
+        return Err(EnvironmentError::DiskFull { path: path.to_owned(), needed: Some(needed), free: Some(free) });
     }
     Ok(())
 }
@@ -79,9 +72,6 @@ mod tests {
         let error = check(dir.path(), u64::MAX).unwrap_err();
         assert_eq!(error.code(), crate::ErrorCode::DiskFull);
         let text = error.to_string();
-        assert!(
-            text.contains(&u64::MAX.to_string()) && text.contains("MiB free"),
-            "{text}"
-        );
+        assert!(text.contains(&u64::MAX.to_string()) && text.contains("MiB free"), "{text}");
     }
 }

@@ -27,20 +27,12 @@ pub(crate) fn digest(path: &Path) -> io::Result<String> {
         // Extents begin and end at the file system's blocks, which may be smaller than ours.
         let mut at = from / BLOCK as u64 * BLOCK as u64;
         while at < to {
-            let want = usize::try_from(to - at)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len())
-                .next_multiple_of(BLOCK);
+            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len()).next_multiple_of(BLOCK);
             let count = read_full(&file, buffer.get_mut(..want).unwrap_or_default(), at)?;
             if count == 0 {
                 break;
             }
-            for (index, block) in buffer
-                .get(..count)
-                .unwrap_or_default()
-                .chunks(BLOCK)
-                .enumerate()
-            {
+            for (index, block) in buffer.get(..count).unwrap_or_default().chunks(BLOCK).enumerate() {
                 if block.iter().any(|byte| *byte != 0) {
                     hash.update((at / BLOCK as u64 + index as u64).to_le_bytes());
                     hash.update(block);
@@ -55,11 +47,7 @@ pub(crate) fn digest(path: &Path) -> io::Result<String> {
 
 /// Calls `each` with every range of a file that holds data. `each` returns how far it got, which may be beyond the
 /// range's end; what it did already is not handed out again.
-fn for_each_extent(
-    file: &File,
-    size: u64,
-    mut each: impl FnMut(u64, u64) -> io::Result<u64>,
-) -> io::Result<()> {
+fn for_each_extent(file: &File, size: u64, mut each: impl FnMut(u64, u64) -> io::Result<u64>) -> io::Result<()> {
     use rustix::fs::{SeekFrom, seek};
     let mut at = 0;
     while at < size {
@@ -105,11 +93,7 @@ pub(crate) fn clone(from: &Path, to: &Path, min_size: u64) -> io::Result<bool> {
     use std::os::unix::fs::OpenOptionsExt;
     let source = File::open(from)?;
     let size = source.metadata()?.len();
-    let target = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)?;
+    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
     let remove = RemoveOnDrop(Some(to.to_owned()));
     let reflinked = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
     if !reflinked {
@@ -119,27 +103,15 @@ pub(crate) fn clone(from: &Path, to: &Path, min_size: u64) -> io::Result<bool> {
             while at < to {
                 let (mut read_at, mut write_at) = (at, at);
                 let want = usize::try_from(to - at).unwrap_or(usize::MAX);
-                match rustix::fs::copy_file_range(
-                    &source,
-                    Some(&mut read_at),
-                    &target,
-                    Some(&mut write_at),
-                    want,
-                ) {
+                match rustix::fs::copy_file_range(&source, Some(&mut read_at), &target, Some(&mut write_at), want) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(count) => at += count as u64,
                     Err(rustix::io::Errno::INTR) => {}
                     // Between some file systems the kernel does not copy.
-                    Err(
-                        rustix::io::Errno::XDEV
-                        | rustix::io::Errno::OPNOTSUPP
-                        | rustix::io::Errno::INVAL,
-                    ) => {
+                    Err(rustix::io::Errno::XDEV | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
                         let mut buffer = vec![0u8; 256 * BLOCK];
                         while at < to {
-                            let want = usize::try_from(to - at)
-                                .unwrap_or(usize::MAX)
-                                .min(buffer.len());
+                            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
                             let part = buffer.get_mut(..want).unwrap_or_default();
                             let count = read_full(&source, part, at)?;
                             if count == 0 {
@@ -218,10 +190,7 @@ mod tests {
         assert_eq!(digest(&to).unwrap(), digest(&from).unwrap());
         assert!(std::fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
         // Never over something that exists, and never partly.
-        assert_eq!(
-            clone(&from, &to, 0).unwrap_err().kind(),
-            io::ErrorKind::AlreadyExists
-        );
+        assert_eq!(clone(&from, &to, 0).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         let larger = dir.path().join("larger");
         clone(&from, &larger, 100 << 20).unwrap();
         assert_eq!(std::fs::metadata(&larger).unwrap().len(), 100 << 20);

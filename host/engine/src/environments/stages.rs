@@ -52,26 +52,10 @@ impl Default for Stages {
 /// Shares were measured with `debian:12`.
 const STAGES: [(&str, f64, &str); 8] = [
     ("I: running apt-get update", 0.10, "fetching package lists"),
-    (
-        "I: downloading packages with apt",
-        0.18,
-        "downloading essential packages",
-    ),
-    (
-        "I: extracting archives",
-        0.24,
-        "extracting essential packages",
-    ),
-    (
-        "I: installing essential packages",
-        0.50,
-        "installing essential packages",
-    ),
-    (
-        "I: installing remaining packages",
-        0.88,
-        "installing packages",
-    ),
+    ("I: downloading packages with apt", 0.18, "downloading essential packages"),
+    ("I: extracting archives", 0.24, "extracting essential packages"),
+    ("I: installing essential packages", 0.50, "installing essential packages"),
+    ("I: installing remaining packages", 0.88, "installing packages"),
     ("I: cleaning package lists", 0.90, "cleaning up"),
     ("I: creating tarball", 0.99, "writing the disk image"),
     ("I: removing tempdir", 1.0, "removing temporary files"),
@@ -107,10 +91,7 @@ impl Stages {
         self.steps += step;
         self.message = message;
         // Hundreds of packages a second would be noise.
-        if self
-            .reported
-            .is_none_or(|at| at.elapsed() >= Duration::from_millis(200))
-        {
+        if self.reported.is_none_or(|at| at.elapsed() >= Duration::from_millis(200)) {
             self.report(report);
         }
     }
@@ -125,25 +106,15 @@ impl Stages {
     fn report(&mut self, report: Report<'_>) {
         let within = if self.imaging {
             let bytes = self.image_bytes as f64;
-            if self.installed_bytes > 0.0 {
-                bytes / self.installed_bytes
-            } else {
-                0.0
-            }
+            if self.installed_bytes > 0.0 { bytes / self.installed_bytes } else { 0.0 }
         } else if self.packages > 0.0 {
             self.steps / self.packages
         } else {
             0.0
         };
-        self.done = self
-            .done
-            .max(self.from + (self.to - self.from) * within.clamp(0.0, 1.0))
-            .min(1.0);
+        self.done = self.done.max(self.from + (self.to - self.from) * within.clamp(0.0, 1.0)).min(1.0);
         self.reported = Some(Instant::now());
-        report(
-            &format!("{} ({} s)", self.message, self.began.elapsed().as_secs()),
-            self.done,
-        );
+        report(&format!("{} ({} s)", self.message, self.began.elapsed().as_secs()), self.done);
     }
 }
 
@@ -155,15 +126,12 @@ fn first_word(text: &str) -> &str {
 fn newly_installed(line: &str) -> Option<f64> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "newly")?;
-    (words.get(at + 1)?.starts_with("installed"))
-        .then(|| words.get(at.checked_sub(1)?)?.parse().ok())?
+    (words.get(at + 1)?.starts_with("installed")).then(|| words.get(at.checked_sub(1)?)?.parse().ok())?
 }
 
 /// `After this operation, 139 MB of additional disk space will be used.`
 fn disk_space(line: &str) -> Option<f64> {
-    let mut words = line
-        .strip_prefix("After this operation, ")?
-        .split_whitespace();
+    let mut words = line.strip_prefix("After this operation, ")?.split_whitespace();
     let number: f64 = words.next()?.replace(',', "").parse().ok()?;
     let unit = match words.next()? {
         "B" => 1.0,
@@ -184,8 +152,7 @@ mod tests {
     #[test]
     fn progress_rises_to_the_end_and_says_what_happens() {
         let seen = Mutex::new(Vec::new());
-        let report =
-            |message: &str, done: f64| seen.lock().unwrap().push((message.to_owned(), done));
+        let report = |message: &str, done: f64| seen.lock().unwrap().push((message.to_owned(), done));
         let mut stages = Stages::default();
         for line in [
             "I: running apt-get update...",
@@ -211,20 +178,9 @@ mod tests {
         stages.tick(&report);
         stages.line("I: removing tempdir /x...", &report);
         let seen = seen.into_inner().unwrap();
-        assert!(
-            seen.windows(2).all(|pair| pair[0].1 <= pair[1].1),
-            "{seen:?}"
-        );
-        assert!(
-            seen.iter()
-                .any(|(message, _)| message.starts_with("unpacking libc6 ")),
-            "{seen:?}"
-        );
-        assert!(
-            seen.iter()
-                .any(|(message, _)| message.starts_with("downloading libc6 ")),
-            "{seen:?}"
-        );
+        assert!(seen.windows(2).all(|pair| pair[0].1 <= pair[1].1), "{seen:?}");
+        assert!(seen.iter().any(|(message, _)| message.starts_with("unpacking libc6 ")), "{seen:?}");
+        assert!(seen.iter().any(|(message, _)| message.starts_with("downloading libc6 ")), "{seen:?}");
         assert!(seen.last().unwrap().1 > 0.98);
     }
 
@@ -243,10 +199,7 @@ mod tests {
 
     #[test]
     fn figures_of_apt() {
-        assert_eq!(
-            newly_installed("1 upgraded, 12 newly installed, 0 to remove"),
-            Some(12.0)
-        );
+        assert_eq!(newly_installed("1 upgraded, 12 newly installed, 0 to remove"), Some(12.0));
         assert_eq!(newly_installed("newly installed"), None);
         assert_eq!(
             disk_space("After this operation, 1,024 kB of additional disk space will be used."),

@@ -98,19 +98,13 @@ pub(crate) struct Slot {
 
 impl Store {
     pub(crate) fn slot(&self, kind: &str, key: &str) -> Slot {
-        Slot {
-            dir: self.root.join(kind).join(key),
-            lock: self.root.join("locks").join(format!("{kind}-{key}.lock")),
-        }
+        Slot { dir: self.root.join(kind).join(key), lock: self.root.join("locks").join(format!("{kind}-{key}.lock")) }
     }
 
     /// Returns the keys of a kind's slots.
     pub(crate) fn keys(&self, kind: &str) -> Vec<String> {
         let mut out: Vec<_> = fs::read_dir(self.root.join(kind))
-            .map(|dir| {
-                dir.filter_map(|e| e.ok()?.file_name().into_string().ok())
-                    .collect()
-            })
+            .map(|dir| dir.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect())
             .unwrap_or_default();
         out.sort();
         out
@@ -129,8 +123,7 @@ impl Store {
         make_private_dir(&dir).map_err(|e| EnvironmentError::io("create", &dir, e))?;
         let path = dir.join(LOCK);
         let lock = File::create(&path).map_err(|e| EnvironmentError::io("create", &path, e))?;
-        lock.lock()
-            .map_err(|e| EnvironmentError::io("lock", &path, e))?;
+        lock.lock().map_err(|e| EnvironmentError::io("lock", &path, e))?;
         drop(guard);
         let staging = Staging { dir, _lock: lock };
         for part in ["entry", "work"] {
@@ -157,21 +150,15 @@ impl Store {
         make_private_dir(&path).map_err(|e| EnvironmentError::io("create", &path, e))?;
         let path = path.join("staging.lock");
         let file = File::create(&path).map_err(|e| EnvironmentError::io("create", &path, e))?;
-        file.lock()
-            .map_err(|e| EnvironmentError::io("lock", &path, e))?;
+        file.lock().map_err(|e| EnvironmentError::io("lock", &path, e))?;
         Ok(file)
     }
 
     fn sweep_locked(&self) -> u64 {
         let mut freed = 0;
-        for dir in fs::read_dir(self.staging())
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-        {
-            let alive = File::open(dir.join(LOCK))
-                .is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+        for dir in fs::read_dir(self.staging()).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let alive =
+                File::open(dir.join(LOCK)).is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
             if !alive {
                 freed += disk_bytes(&dir);
                 tracing::info!(dir = %dir.display(), "removing what an interrupted build left");
@@ -188,23 +175,16 @@ impl Slot {
     ///
     /// # Errors
     /// `io` for trouble with the directory itself; a missing or damaged build is `None`.
-    pub(crate) fn current<T: DeserializeOwned + Serialize>(
-        &self,
-    ) -> Result<Option<Build<T>>, EnvironmentError> {
+    pub(crate) fn current<T: DeserializeOwned + Serialize>(&self) -> Result<Option<Build<T>>, EnvironmentError> {
         self.load(false)
     }
 
     /// Like [`Slot::current`], and digests every file.
-    pub(crate) fn verified<T: DeserializeOwned + Serialize>(
-        &self,
-    ) -> Result<Option<Build<T>>, EnvironmentError> {
+    pub(crate) fn verified<T: DeserializeOwned + Serialize>(&self) -> Result<Option<Build<T>>, EnvironmentError> {
         self.load(true)
     }
 
-    fn load<T: DeserializeOwned + Serialize>(
-        &self,
-        digest: bool,
-    ) -> Result<Option<Build<T>>, EnvironmentError> {
+    fn load<T: DeserializeOwned + Serialize>(&self, digest: bool) -> Result<Option<Build<T>>, EnvironmentError> {
         // Between reading the link and having the lease, the build may be replaced and removed.
         for _ in 0..8 {
             let Some(dir) = self.target() else {
@@ -217,9 +197,7 @@ impl Slot {
                 }
                 continue;
             };
-            lease
-                .lock_shared()
-                .map_err(|e| EnvironmentError::io("lock", &path, e))?;
+            lease.lock_shared().map_err(|e| EnvironmentError::io("lock", &path, e))?;
             if self.target().as_deref() != Some(&dir) {
                 continue;
             }
@@ -234,11 +212,7 @@ impl Slot {
                 // Best effort: without it the next use digests again.
                 let _ = write_manifest(&dir, &manifest);
             }
-            return Ok(Some(Build {
-                dir,
-                manifest,
-                lease: Arc::new(lease),
-            }));
+            return Ok(Some(Build { dir, manifest, lease: Arc::new(lease) }));
         }
         Ok(None)
     }
@@ -247,9 +221,7 @@ impl Slot {
     pub(crate) fn target(&self) -> Option<PathBuf> {
         let name = fs::read_link(self.dir.join(CURRENT)).ok()?;
         // A link that leads elsewhere is not ours.
-        let name = name
-            .to_str()
-            .filter(|name| !name.contains('/') && *name != "..")?;
+        let name = name.to_str().filter(|name| !name.contains('/') && *name != "..")?;
         Some(self.dir.join(name))
     }
 
@@ -257,16 +229,11 @@ impl Slot {
     ///
     /// # Errors
     /// `cancelled`, `io`.
-    pub(crate) fn lock(
-        &self,
-        what: &str,
-        progress: &dyn Progress,
-    ) -> Result<SlotLock, EnvironmentError> {
+    pub(crate) fn lock(&self, what: &str, progress: &dyn Progress) -> Result<SlotLock, EnvironmentError> {
         if let Some(parent) = self.lock.parent() {
             make_private_dir(parent).map_err(|e| EnvironmentError::io("create", parent, e))?;
         }
-        let file =
-            File::create(&self.lock).map_err(|e| EnvironmentError::io("create", &self.lock, e))?;
+        let file = File::create(&self.lock).map_err(|e| EnvironmentError::io("create", &self.lock, e))?;
         let began = Instant::now();
         let mut reported = None::<Instant>;
         loop {
@@ -278,9 +245,7 @@ impl Slot {
                 }
             }
             if progress.cancelled() {
-                return Err(EnvironmentError::Cancelled(format!(
-                    "waiting for another build of `{what}`"
-                )));
+                return Err(EnvironmentError::Cancelled(format!("waiting for another build of `{what}`")));
             }
             if reported.is_none_or(|at| at.elapsed() >= LOCK_REPORT) {
                 reported = Some(Instant::now());
@@ -308,42 +273,23 @@ impl Slot {
         let entry = staging.entry();
         let mut files = BTreeMap::new();
         for path in files_below(&entry).map_err(|e| EnvironmentError::io("read", &entry, e))? {
-            let Some(name) = path
-                .strip_prefix(&entry)
-                .ok()
-                .and_then(|name| name.to_str())
-            else {
+            let Some(name) = path.strip_prefix(&entry).ok().and_then(|name| name.to_str()) else {
                 continue;
             };
             let is_sparse = sparse.contains(&name);
-            let record =
-                record(&path, is_sparse).map_err(|e| EnvironmentError::io("read", &path, e))?;
+            let record = record(&path, is_sparse).map_err(|e| EnvironmentError::io("read", &path, e))?;
             files.insert(name.to_owned(), record);
         }
-        let created = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let manifest = Manifest {
-            format: FORMAT,
-            recipe,
-            created,
-            files,
-            details,
-        };
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let manifest = Manifest { format: FORMAT, recipe, created, files, details };
         write_manifest(&entry, &manifest)?;
         let path = entry.join(LEASE);
         let lease = File::create(&path).map_err(|e| EnvironmentError::io("create", &path, e))?;
-        lease
-            .lock_shared()
-            .map_err(|e| EnvironmentError::io("lock", &path, e))?;
+        lease.lock_shared().map_err(|e| EnvironmentError::io("lock", &path, e))?;
         sync_dir(&entry)?;
 
         make_private_dir(&self.dir).map_err(|e| EnvironmentError::io("create", &self.dir, e))?;
-        let name = format!(
-            "{created}-{}",
-            &uuid::Uuid::new_v4().simple().to_string()[..8]
-        );
+        let name = format!("{created}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         let dir = self.dir.join(&name);
         fs::rename(&entry, &dir).map_err(|e| EnvironmentError::io("rename to", &dir, e))?;
         let link = self.dir.join(format!(".{name}"));
@@ -357,11 +303,7 @@ impl Slot {
         }
         sync_dir(&self.dir)?;
         self.remove_unused(false);
-        Ok(Build {
-            dir,
-            manifest,
-            lease: Arc::new(lease),
-        })
+        Ok(Build { dir, manifest, lease: Arc::new(lease) })
     }
 
     /// Removes the slot's builds that nobody uses: the older ones, and the current one too when `all`. Returns the
@@ -369,12 +311,7 @@ impl Slot {
     pub(crate) fn remove_unused(&self, all: bool) -> (u64, usize) {
         let current = self.target();
         let (mut freed, mut used) = (0, 0);
-        for path in fs::read_dir(&self.dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-        {
+        for path in fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
             let is_current = current.as_deref() == Some(&path);
             if !path.is_dir() || path.is_symlink() || (is_current && !all) {
                 continue;
@@ -391,12 +328,7 @@ impl Slot {
             remove_tree(&path);
         }
         // Left by a process that died between two steps of a switch.
-        for path in fs::read_dir(&self.dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-        {
+        for path in fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if path.is_symlink() && path.file_name().is_some_and(|name| name != CURRENT) {
                 let _ = fs::remove_file(path);
             }
@@ -437,11 +369,9 @@ impl Staging {
         if let Ok(outside) = fs::read_link(&link) {
             return Ok(outside);
         }
-        let outside =
-            std::env::temp_dir().join(format!("pyro-env-{}", uuid::Uuid::new_v4().simple()));
+        let outside = std::env::temp_dir().join(format!("pyro-env-{}", uuid::Uuid::new_v4().simple()));
         // The link first: whatever is made can be found again.
-        std::os::unix::fs::symlink(&outside, &link)
-            .map_err(|e| EnvironmentError::io("create", &link, e))?;
+        std::os::unix::fs::symlink(&outside, &link).map_err(|e| EnvironmentError::io("create", &link, e))?;
         fs::create_dir(&outside)
             .and_then(|()| fs::set_permissions(&outside, fs::Permissions::from_mode(0o711)))
             .map_err(|e| EnvironmentError::io("create", &outside, e))?;
@@ -457,13 +387,9 @@ impl Drop for Staging {
 
 fn remove_staging(dir: &Path) {
     if let Ok(outside) = fs::read_link(dir.join(OUTSIDE)) {
-        let ours = outside
-            .file_name()
-            .and_then(|n| n.to_str())
-            .is_some_and(|name| name.starts_with("pyro-env-"))
-            && fs::symlink_metadata(&outside).is_ok_and(|meta| {
-                meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw()
-            });
+        let ours = outside.file_name().and_then(|n| n.to_str()).is_some_and(|name| name.starts_with("pyro-env-"))
+            && fs::symlink_metadata(&outside)
+                .is_ok_and(|meta| meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw());
         if ours {
             remove_tree(&outside);
         }
@@ -480,9 +406,7 @@ fn remove_tree(dir: &Path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let mut command = super::process::command("unshare");
-                command
-                    .args(["--map-auto", "--map-root-user", "rm", "-rf", "--"])
-                    .arg(dir);
+                command.args(["--map-auto", "--map-root-user", "rm", "-rf", "--"]).arg(dir);
                 let _ = super::process::run(command, &|| false, |_| {}, || {});
             }
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
@@ -499,18 +423,11 @@ fn read_manifest<T: DeserializeOwned>(dir: &Path) -> Option<Manifest<T>> {
         return None;
     }
     let manifest: Manifest<T> = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    let safe = |name: &String| {
-        Path::new(name)
-            .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)))
-    };
+    let safe = |name: &String| Path::new(name).components().all(|part| matches!(part, std::path::Component::Normal(_)));
     (manifest.format == FORMAT && manifest.files.keys().all(safe)).then_some(manifest)
 }
 
-fn write_manifest<T: Serialize>(
-    dir: &Path,
-    manifest: &Manifest<T>,
-) -> Result<(), EnvironmentError> {
+fn write_manifest<T: Serialize>(dir: &Path, manifest: &Manifest<T>) -> Result<(), EnvironmentError> {
     let path = dir.join(MANIFEST);
     let temporary = dir.join(format!(".manifest-{}", std::process::id()));
     let write = || -> io::Result<()> {
@@ -534,10 +451,8 @@ fn check_files<T>(dir: &Path, manifest: &mut Manifest<T>, digest: bool) -> (bool
             tracing::warn!(file = %path.display(), "a file of the cache is missing");
             return (false, changed);
         };
-        let same = meta.is_file()
-            && meta.len() == known.size
-            && meta.ino() == known.inode
-            && mtime(&meta) == known.mtime_ns;
+        let same =
+            meta.is_file() && meta.len() == known.size && meta.ino() == known.inode && mtime(&meta) == known.mtime_ns;
         if same && !digest {
             continue;
         }
@@ -561,18 +476,8 @@ fn record(path: &Path, sparse: bool) -> io::Result<FileRecord> {
     file.set_permissions(fs::Permissions::from_mode(0o444))?;
     file.sync_all()?;
     let meta = file.metadata()?;
-    let sha256 = if sparse {
-        sparse::digest(path)?
-    } else {
-        file_digest(file)?
-    };
-    Ok(FileRecord {
-        size: meta.len(),
-        sha256,
-        sparse,
-        inode: meta.ino(),
-        mtime_ns: mtime(&meta),
-    })
+    let sha256 = if sparse { sparse::digest(path)? } else { file_digest(file)? };
+    Ok(FileRecord { size: meta.len(), sha256, sparse, inode: meta.ino(), mtime_ns: mtime(&meta) })
 }
 
 fn mtime(meta: &fs::Metadata) -> i128 {
@@ -604,9 +509,7 @@ pub(crate) fn digest_of(parts: &[&[u8]]) -> String {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), EnvironmentError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| EnvironmentError::io("sync", dir, e))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| EnvironmentError::io("sync", dir, e))
 }
 
 fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -23,8 +23,7 @@ fn install(store: &Store, text: &str) -> Build<String> {
     let lock = slot.lock("key", &NoProgress).unwrap();
     let staging = store.stage().unwrap();
     fs::write(staging.entry().join("file"), text).unwrap();
-    slot.install(&lock, staging, "recipe".to_owned(), &[], text.to_owned())
-        .unwrap()
+    slot.install(&lock, staging, "recipe".to_owned(), &[], text.to_owned()).unwrap()
 }
 
 #[test]
@@ -33,10 +32,7 @@ fn the_newest_build_is_the_current_one_and_unused_ones_go() {
     let first = install(&store, "one");
     let second = install(&store, "two");
     let slot = store.slot("kind", "key");
-    assert_eq!(
-        slot.current::<String>().unwrap().unwrap().manifest.details,
-        "two"
-    );
+    assert_eq!(slot.current::<String>().unwrap().unwrap().manifest.details, "two");
     assert!(first.dir.exists());
     let first_dir = first.dir.clone();
     drop(first);
@@ -57,15 +53,8 @@ fn a_reader_never_sees_a_build_vanish() {
                 scope.spawn(|| {
                     let mut seen = 0u32;
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        let build = store
-                            .slot("kind", "key")
-                            .current::<String>()
-                            .unwrap()
-                            .unwrap();
-                        assert_eq!(
-                            fs::read_to_string(build.file("file")).unwrap(),
-                            build.manifest.details
-                        );
+                        let build = store.slot("kind", "key").current::<String>().unwrap().unwrap();
+                        assert_eq!(fs::read_to_string(build.file("file")).unwrap(), build.manifest.details);
                         seen += 1;
                     }
                     seen
@@ -76,13 +65,7 @@ fn a_reader_never_sees_a_build_vanish() {
             drop(install(&store, &number.to_string()));
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(
-            readers
-                .into_iter()
-                .map(|reader| reader.join().unwrap())
-                .sum::<u32>()
-                > 0
-        );
+        assert!(readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u32>() > 0);
     });
 }
 
@@ -97,10 +80,7 @@ fn what_is_switched_halfway_is_swept() {
     symlink("x", slot.dir.join(".1-x")).unwrap();
     let (freed, used) = slot.remove_unused(false);
     assert!(freed >= 10_000 && used == 0, "{freed} {used}");
-    let left: Vec<_> = fs::read_dir(&slot.dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let left: Vec<_> = fs::read_dir(&slot.dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(build.dir.exists());
 }
@@ -142,29 +122,11 @@ fn manifests_that_lead_outside_are_refused() {
     let path = build.file(MANIFEST);
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"file\"", "\"../../../etc/passwd\"")).unwrap();
-    assert!(
-        store
-            .slot("kind", "key")
-            .current::<String>()
-            .unwrap()
-            .is_none()
-    );
+    assert!(store.slot("kind", "key").current::<String>().unwrap().is_none());
     fs::write(&path, text.replace("\"format\": 1", "\"format\": 2")).unwrap();
-    assert!(
-        store
-            .slot("kind", "key")
-            .current::<String>()
-            .unwrap()
-            .is_none()
-    );
+    assert!(store.slot("kind", "key").current::<String>().unwrap().is_none());
     fs::write(&path, text).unwrap();
-    assert!(
-        store
-            .slot("kind", "key")
-            .current::<String>()
-            .unwrap()
-            .is_some()
-    );
+    assert!(store.slot("kind", "key").current::<String>().unwrap().is_some());
 }
 
 #[test]
@@ -179,8 +141,5 @@ fn waiting_for_a_lock_can_be_cancelled() {
     let (_dir, store) = store();
     let slot = store.slot("kind", "key");
     let _held = slot.lock("key", &NoProgress).unwrap();
-    assert_eq!(
-        slot.lock("key", &GiveUp).unwrap_err().code().as_str(),
-        "cancelled"
-    );
+    assert_eq!(slot.lock("key", &GiveUp).unwrap_err().code().as_str(), "cancelled");
 }

@@ -114,7 +114,9 @@ impl Redactor {
         let Some(finder) = &self.finder else { return Vec::new() };
         let mut found = Vec::new();
         let mut from = 0;
-        while let Some(range) = finder.find(&text[from..]).map(|hit| (hit.pattern(), from + hit.start()..from + hit.end())) {
+        while let Some(range) =
+            finder.find(&text[from..]).map(|hit| (hit.pattern(), from + hit.start()..from + hit.end()))
+        {
             let (pattern, range) = range;
             let alone = self.patterns.get(pattern.as_usize()).is_some_and(|pattern| pattern.alone);
             if alone {

@@ -71,9 +71,6 @@ pub(crate) fn boot(config: &MachineConfig, dir: &Path) -> Result<Box<dyn Backend
 fn unavailable(mode: ExecutionMode) -> EngineError {
     EngineError::new(
         ErrorCode::EngineUnavailable,
-        format!(
-            "this program has no engine for execution mode `{}`",
-            mode.as_str()
-        ),
+        format!("this program has no engine for execution mode `{}`", mode.as_str()),
     )
 }

@@ -57,12 +57,8 @@ impl MachineConfig {
     /// `io`, `disk_full`.
     pub(crate) fn write(&self, dir: &Path) -> Result<(), EngineError> {
         let path = dir.join(FILE);
-        let bytes = serde_json::to_vec(self).map_err(|e| {
-            EngineError::new(
-                ErrorCode::Internal,
-                format!("render `{}`: {e}", path.display()),
-            )
-        })?;
+        let bytes = serde_json::to_vec(self)
+            .map_err(|e| EngineError::new(ErrorCode::Internal, format!("render `{}`: {e}", path.display())))?;
         fs::OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -78,24 +74,17 @@ impl MachineConfig {
     /// `io`, and `invalid_argument` when the file is not one.
     pub(crate) fn read(dir: &Path) -> Result<Self, EngineError> {
         let path = dir.join(FILE);
-        let failed =
-            |e: &std::io::Error| EngineError::io(format_args!("read `{}`", path.display()), e);
+        let failed = |e: &std::io::Error| EngineError::io(format_args!("read `{}`", path.display()), e);
         let size = fs::metadata(&path).map_err(|e| failed(&e))?.len();
         if size > MAX_BYTES {
             return Err(EngineError::new(
                 ErrorCode::InvalidArgument,
-                format!(
-                    "`{}` has {size} bytes, more than a machine's configuration takes",
-                    path.display()
-                ),
+                format!("`{}` has {size} bytes, more than a machine's configuration takes", path.display()),
             ));
         }
         let bytes = fs::read(&path).map_err(|e| failed(&e))?;
         let config: Self = serde_json::from_slice(&bytes).map_err(|e| {
-            EngineError::new(
-                ErrorCode::InvalidArgument,
-                format!("`{}` is not a machine: {e}", path.display()),
-            )
+            EngineError::new(ErrorCode::InvalidArgument, format!("`{}` is not a machine: {e}", path.display()))
         })?;
         config.spec.check()?;
         Ok(config)
@@ -150,29 +139,17 @@ mod tests {
     #[test]
     fn bad_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(
-            MachineConfig::read(dir.path()).unwrap_err().code(),
-            ErrorCode::Io
-        );
+        assert_eq!(MachineConfig::read(dir.path()).unwrap_err().code(), ErrorCode::Io);
         let path = dir.path().join(FILE);
         for bad in [b"".as_slice(), b"{}", b"null", b"\xff"] {
             fs::write(&path, bad).unwrap();
-            assert_eq!(
-                MachineConfig::read(dir.path()).unwrap_err().code(),
-                ErrorCode::InvalidArgument
-            );
+            assert_eq!(MachineConfig::read(dir.path()).unwrap_err().code(), ErrorCode::InvalidArgument);
         }
         let mut absurd = config();
         absurd.spec.mem_mib = 0;
         fs::write(&path, serde_json::to_vec(&absurd).unwrap()).unwrap();
-        assert_eq!(
-            MachineConfig::read(dir.path()).unwrap_err().code(),
-            ErrorCode::InvalidArgument
-        );
+        assert_eq!(MachineConfig::read(dir.path()).unwrap_err().code(), ErrorCode::InvalidArgument);
         fs::write(&path, vec![b' '; MAX_BYTES as usize + 1]).unwrap();
-        assert_eq!(
-            MachineConfig::read(dir.path()).unwrap_err().code(),
-            ErrorCode::InvalidArgument
-        );
+        assert_eq!(MachineConfig::read(dir.path()).unwrap_err().code(), ErrorCode::InvalidArgument);
     }
 }

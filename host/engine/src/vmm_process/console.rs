@@ -36,31 +36,18 @@ impl Console {
     /// Makes a console that also writes `console.log` in the run directory, when that is possible.
     pub(crate) fn new(dir: &Path) -> Self {
         let path = dir.join("console.log");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path);
         if let Err(e) = &file {
             tracing::warn!(path = %path.display(), error = %e, "the console is not logged");
         }
-        Self {
-            ring: VecDeque::new(),
-            file: file.ok(),
-            written: 0,
-            gave_up: false,
-            seam: Vec::new(),
-        }
+        Self { ring: VecDeque::new(), file: file.ok(), written: 0, gave_up: false, seam: Vec::new() }
     }
 
     /// Takes bytes of the guest.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         if !self.gave_up {
             self.seam.extend_from_slice(bytes);
-            self.gave_up = MARKS
-                .iter()
-                .any(|mark| self.seam.windows(mark.len()).any(|window| window == *mark));
+            self.gave_up = MARKS.iter().any(|mark| self.seam.windows(mark.len()).any(|window| window == *mark));
             let keep = MARKS.iter().map(|mark| mark.len() - 1).max().unwrap_or(0);
             let from = self.seam.len().saturating_sub(keep);
             self.seam.drain(..from);
@@ -81,16 +68,10 @@ impl Console {
     pub(crate) fn tail(&self) -> String {
         let bytes: Vec<u8> = self.ring.iter().copied().collect();
         let lines = plain_lines(&bytes);
-        let is_mark = |line: &String| {
-            MARKS
-                .iter()
-                .any(|mark| line.as_bytes().windows(mark.len()).any(|w| w == *mark))
-        };
+        let is_mark = |line: &String| MARKS.iter().any(|mark| line.as_bytes().windows(mark.len()).any(|w| w == *mark));
         match lines.iter().rposition(is_mark) {
             Some(at) if self.gave_up => {
-                let lines = lines
-                    .get(at.saturating_sub(LINES_BEFORE_MARK)..)
-                    .unwrap_or_default();
+                let lines = lines.get(at.saturating_sub(LINES_BEFORE_MARK)..).unwrap_or_default();
                 bounded(lines.get(..lines.len().min(TAIL_LINES)).unwrap_or_default())
             }
             _ => last(&lines),
@@ -135,20 +116,11 @@ fn plain_lines(bytes: &[u8]) -> Vec<String> {
             c => plain.push(c),
         }
     }
-    plain
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect()
+    plain.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 fn last(lines: &[String]) -> String {
-    bounded(
-        lines
-            .get(lines.len().saturating_sub(TAIL_LINES)..)
-            .unwrap_or_default(),
-    )
+    bounded(lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default())
 }
 
 /// Joins lines and keeps the end of them when they are too long.
@@ -206,9 +178,7 @@ mod tests {
         assert_eq!(console.ring.len(), RING);
         assert!(console.tail().ends_with("last words"));
         assert!(console.tail().len() <= TAIL_BYTES);
-        let logged = std::fs::metadata(dir.path().join("console.log"))
-            .unwrap()
-            .len();
+        let logged = std::fs::metadata(dir.path().join("console.log")).unwrap().len();
         assert!(logged < FILE_LIMIT + 100, "{logged}");
     }
 
@@ -227,23 +197,13 @@ mod tests {
         assert_eq!(lines.len(), TAIL_LINES);
         assert_eq!(
             lines[..6],
-            [
-                "before 46",
-                "before 47",
-                "before 48",
-                "before 49",
-                "Kernel panic - not syncing: sysrq",
-                "frame 0"
-            ]
+            ["before 46", "before 47", "before 48", "before 49", "Kernel panic - not syncing: sysrq", "frame 0"]
         );
     }
 
     #[test]
     fn the_tail_is_plain_text() {
-        assert_eq!(
-            plain_tail(b"\x1b[1;31mred\x1b[0m\r\nbell\x07 \xff\n\n"),
-            "red\nbell \u{fffd}"
-        );
+        assert_eq!(plain_tail(b"\x1b[1;31mred\x1b[0m\r\nbell\x07 \xff\n\n"), "red\nbell \u{fffd}");
         assert_eq!(plain_tail(b"\x1b["), "");
         assert_eq!(plain_tail(b"\x1b"), "");
         let many: String = (0..100).map(|n| format!("line {n}\n")).collect();

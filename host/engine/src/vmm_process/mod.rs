@@ -90,19 +90,13 @@ fn run(run_dir: &Path, channel: &mut UnixStream, lock: &File) -> Result<(), Engi
     std::env::set_current_dir(run_dir)
         .map_err(|e| EngineError::io(format_args!("enter `{}`", run_dir.display()), &e))?;
     let config = MachineConfig::read(run_dir)?;
-    let _leases = environments::hold(&config.leases).map_err(|e| {
-        EngineError::io(
-            format_args!("hold environment `{}`", config.spec.environment),
-            &e,
-        )
-    })?;
+    let _leases = environments::hold(&config.leases)
+        .map_err(|e| EngineError::io(format_args!("hold environment `{}`", config.spec.environment), &e))?;
     let spawn_ms = monotonic_ns().saturating_sub(config.spawned_at_ns) as f64 / 1e6;
     // The process runs in the directory, so a path of any length works.
-    let listener = UnixListener::bind("control.sock")
-        .map_err(|e| EngineError::io("listen on the control socket", &e))?;
-    let channel = channel
-        .try_clone()
-        .map_err(|e| EngineError::io("use the channel to the maker", &e))?;
+    let listener =
+        UnixListener::bind("control.sock").map_err(|e| EngineError::io("listen on the control socket", &e))?;
+    let channel = channel.try_clone().map_err(|e| EngineError::io("use the channel to the maker", &e))?;
     server::Server::start(config, run_dir, channel, listener, started, spawn_ms)?.run();
     Ok(())
 }
@@ -122,10 +116,7 @@ impl Inherited {
         rustix::stdio::dup2_stdin(&null)?;
         rustix::stdio::dup2_stdout(&null)?;
         close_to_children()?;
-        Ok(Self {
-            channel: socket(channel)?,
-            lock: File::from(lock),
-        })
+        Ok(Self { channel: socket(channel)?, lock: File::from(lock) })
     }
 }
 
@@ -157,9 +148,7 @@ fn close_to_children() -> std::io::Result<()> {
 /// directory of a live machine for a leftover.
 fn check_lock(run_dir: &Path, lock: &File) -> Result<(), EngineError> {
     use std::os::unix::fs::MetadataExt;
-    let failed = |e: &std::io::Error| {
-        EngineError::io(format_args!("check the lock of `{}`", run_dir.display()), e)
-    };
+    let failed = |e: &std::io::Error| EngineError::io(format_args!("check the lock of `{}`", run_dir.display()), e);
     let here = lock.metadata().map_err(|e| failed(&e))?;
     let there = std::fs::metadata(run_dir.join("lock")).map_err(|e| failed(&e))?;
     if (here.dev(), here.ino()) != (there.dev(), there.ino())
@@ -184,10 +173,7 @@ fn remove(run_dir: &Path) {
 
 pub(crate) fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec)
-        .unwrap_or(0)
-        .saturating_mul(1_000_000_000)
-        + u64::try_from(now.tv_nsec).unwrap_or(0)
+    u64::try_from(now.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000) + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
 /// Logs to standard error, which is `vmm.log`, up to a limit.
@@ -197,10 +183,7 @@ fn init_log() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        .with_writer(Mutex::new(Bounded {
-            out: std::io::stderr(),
-            room: LOG_LIMIT,
-        }))
+        .with_writer(Mutex::new(Bounded { out: std::io::stderr(), room: LOG_LIMIT }))
         .try_init();
 }
 
@@ -230,10 +213,7 @@ mod tests {
     #[test]
     fn the_log_is_bounded() {
         let mut out = Vec::new();
-        let mut log = Bounded {
-            out: &mut out,
-            room: 10,
-        };
+        let mut log = Bounded { out: &mut out, room: 10 };
         for _ in 0..5 {
             assert_eq!(log.write(b"1234567").unwrap(), 7);
         }

@@ -73,19 +73,12 @@ impl QemuVm {
     /// Starts the child.
     pub(crate) fn boot(config: &MachineConfig, dir: &Path) -> Result<Self, EngineError> {
         let program = find_program(std::env::var_os("PATH")).ok_or_else(|| {
-            EngineError::new(
-                ErrorCode::EngineUnavailable,
-                format!("`{PROGRAM}` is not installed"),
-            )
-            .with_hint(
-                "install it: apt-get install qemu-system-x86; `pyro doctor` checks everything",
-            )
+            EngineError::new(ErrorCode::EngineUnavailable, format!("`{PROGRAM}` is not installed"))
+                .with_hint("install it: apt-get install qemu-system-x86; `pyro doctor` checks everything")
         })?;
-        let listener =
-            UnixListener::bind(VSOCK).map_err(|e| EngineError::io("listen for QEMU", &e))?;
-        let vsock = vhost_user::serve(listener, VsockConfig::new(GUEST_CID)).map_err(|e| {
-            EngineError::new(ErrorCode::BootFailed, format!("no vsock device: {e}"))
-        })?;
+        let listener = UnixListener::bind(VSOCK).map_err(|e| EngineError::io("listen for QEMU", &e))?;
+        let vsock = vhost_user::serve(listener, VsockConfig::new(GUEST_CID))
+            .map_err(|e| EngineError::new(ErrorCode::BootFailed, format!("no vsock device: {e}")))?;
         let mut command = Command::new(&program);
         command
             .args(arguments(config, tsc::host_khz()))
@@ -106,35 +99,20 @@ impl QemuVm {
                 unblock_signals()
             });
         }
-        let mut child = command.spawn().map_err(|e| {
-            EngineError::new(
-                ErrorCode::BootFailed,
-                format!("start `{}`: {e}", program.display()),
-            )
-        })?;
+        let mut child = command
+            .spawn()
+            .map_err(|e| EngineError::new(ErrorCode::BootFailed, format!("start `{}`: {e}", program.display())))?;
         let console = child.stdout.take();
         let complaints_from = child.stderr.take();
-        let ready = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
-            .map_err(io::Error::from)
-            .and_then(|alive| {
-                for fd in [
-                    console.as_ref().map(AsFd::as_fd),
-                    complaints_from.as_ref().map(AsFd::as_fd),
-                ] {
+        let ready =
+            pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(io::Error::from).and_then(|alive| {
+                for fd in [console.as_ref().map(AsFd::as_fd), complaints_from.as_ref().map(AsFd::as_fd)] {
                     rustix::io::ioctl_fionbio(fd.ok_or(io::ErrorKind::BrokenPipe)?, true)?;
                 }
                 Ok(alive)
             });
         match ready {
-            Ok(alive) => Ok(Self {
-                child,
-                alive,
-                console,
-                complaints_from,
-                complaints: Vec::new(),
-                exit: None,
-                vsock,
-            }),
+            Ok(alive) => Ok(Self { child, alive, console, complaints_from, complaints: Vec::new(), exit: None, vsock }),
             Err(e) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -160,8 +138,7 @@ impl QemuVm {
             match read_some(&mut self.complaints_from, &mut bytes) {
                 0 => break,
                 count => {
-                    self.complaints
-                        .extend_from_slice(bytes.get(..count).unwrap_or_default());
+                    self.complaints.extend_from_slice(bytes.get(..count).unwrap_or_default());
                     let excess = self.complaints.len().saturating_sub(COMPLAINTS);
                     self.complaints.drain(..excess);
                 }
@@ -177,34 +154,19 @@ impl QemuVm {
             return Ok(());
         }
         // The child is not reaped yet, so its id is still its own.
-        rustix::process::pidfd_send_signal(&self.alive, signal)
-            .map_err(|e| EngineError::io("signal QEMU", &e.into()))
+        rustix::process::pidfd_send_signal(&self.alive, signal).map_err(|e| EngineError::io("signal QEMU", &e.into()))
     }
 
     fn describe(&self, status: ExitStatus) -> VmExit {
         let complaints = plain_tail(&self.complaints);
-        let complaints = if complaints.is_empty() {
-            String::new()
-        } else {
-            format!(": {complaints}")
-        };
+        let complaints = if complaints.is_empty() { String::new() } else { format!(": {complaints}") };
         match (status.code(), status.signal()) {
-            (Some(0), _) => VmExit {
-                orderly: true,
-                how: "the guest powered off or restarted".to_owned(),
-            },
-            (Some(code), _) => VmExit {
-                orderly: false,
-                how: format!("QEMU exited with code {code}{complaints}"),
-            },
-            (None, Some(signal)) => VmExit {
-                orderly: false,
-                how: format!("QEMU was killed by signal {signal}{complaints}"),
-            },
-            (None, None) => VmExit {
-                orderly: false,
-                how: format!("QEMU ended{complaints}"),
-            },
+            (Some(0), _) => VmExit { orderly: true, how: "the guest powered off or restarted".to_owned() },
+            (Some(code), _) => VmExit { orderly: false, how: format!("QEMU exited with code {code}{complaints}") },
+            (None, Some(signal)) => {
+                VmExit { orderly: false, how: format!("QEMU was killed by signal {signal}{complaints}") }
+            }
+            (None, None) => VmExit { orderly: false, how: format!("QEMU ended{complaints}") },
         }
     }
 }
@@ -215,15 +177,8 @@ impl Backend for QemuVm {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let pipes = [
-            self.console.as_ref().map(AsFd::as_fd),
-            self.complaints_from.as_ref().map(AsFd::as_fd),
-        ];
-        pipes
-            .into_iter()
-            .flatten()
-            .chain([self.alive.as_fd()])
-            .collect()
+        let pipes = [self.console.as_ref().map(AsFd::as_fd), self.complaints_from.as_ref().map(AsFd::as_fd)];
+        pipes.into_iter().flatten().chain([self.alive.as_fd()]).collect()
     }
 
     fn turn(&mut self, console: &mut Console) -> Option<VmExit> {
@@ -255,20 +210,10 @@ impl Backend for QemuVm {
     }
 
     fn statistics(&self) -> Statistics {
-        let (resident_bytes, cpu_ms) = if self.exit.is_some() {
-            (0, 0)
-        } else {
-            process_costs(self.child.id())
-        };
+        let (resident_bytes, cpu_ms) = if self.exit.is_some() { (0, 0) } else { process_costs(self.child.id()) };
         let vsock = self.vsock.handle().stats();
-        let connections = vsock
-            .connections_opened
-            .saturating_sub(vsock.connections_closed);
-        Statistics {
-            resident_bytes,
-            cpu_ms,
-            connections,
-        }
+        let connections = vsock.connections_opened.saturating_sub(vsock.connections_closed);
+        Statistics { resident_bytes, cpu_ms, connections }
     }
 }
 
@@ -346,20 +291,14 @@ fn arguments(config: &MachineConfig, tsc_khz: Option<u64>) -> Vec<OsString> {
 /// Returns the kernel's command line.
 fn kernel_arguments(config: &MachineConfig, tsc_khz: Option<u64>) -> String {
     let mut line = String::from("console=ttyS0");
-    line.push_str(if config.verbose_console {
-        " ignore_loglevel"
-    } else {
-        " quiet"
-    });
+    line.push_str(if config.verbose_console { " ignore_loglevel" } else { " quiet" });
     if let Some(khz) = tsc_khz {
         line.push_str(&format!(" tsc_early_khz={khz} tsc=reliable no_timer_check"));
     }
     // A guest that gives up ends at once, and a triple fault is the reset that every machine has.
     line.push_str(" panic=-1 reboot=t");
     // Work that a machine of seconds does not need, and defences of real processors that a software CPU is not.
-    line.push_str(
-        " cryptomgr.notests nokaslr mitigations=off random.trust_cpu=on rcupdate.rcu_expedited=1",
-    );
+    line.push_str(" cryptomgr.notests nokaslr mitigations=off random.trust_cpu=on rcupdate.rcu_expedited=1");
     line.push_str(" i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd 8250.nr_uarts=1");
     line.push_str(" init_on_alloc=0 lsm=landlock,yama audit=0 nowatchdog initcall_blacklist=init_kprobe_trace");
     // The software CPU translates code anew for every address it is found at, and forgets much with every large page:
@@ -429,11 +368,7 @@ mod tests {
     fn config() -> MachineConfig {
         MachineConfig {
             id: "0123456789ab".to_owned(),
-            spec: MachineSpec {
-                vcpu_count: 2,
-                mem_mib: 512,
-                ..MachineSpec::default()
-            },
+            spec: MachineSpec { vcpu_count: 2, mem_mib: 512, ..MachineSpec::default() },
             environment_version: "1".to_owned(),
             execution_mode: ExecutionMode::MicrovmQemuTcg,
             kernel: "/cache/odd, name/vmlinux".into(),
@@ -460,10 +395,7 @@ mod tests {
         assert_eq!(value_of(&arguments, "-kernel"), "/cache/odd, name/vmlinux");
         let object = value_of(&arguments, "-object");
         assert_eq!(object, "memory-backend-memfd,id=ram,size=512M,share=on");
-        assert!(
-            value_of(&arguments, "-append")
-                .contains("tsc_early_khz=2596135 tsc=reliable no_timer_check")
-        );
+        assert!(value_of(&arguments, "-append").contains("tsc_early_khz=2596135 tsc=reliable no_timer_check"));
         // What keeps the guest inside.
         assert!(value_of(&arguments, "-sandbox").starts_with("on,"));
         for absent in ["-netdev", "-nic", "-monitor", "-qmp", "-virtfs"] {
@@ -487,13 +419,7 @@ mod tests {
     fn only_absolute_places_are_searched() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(PROGRAM), "").unwrap();
-        assert_eq!(
-            find_program(Some(dir.path().into())),
-            Some(dir.path().join(PROGRAM))
-        );
-        assert_ne!(
-            find_program(Some(".".into())),
-            Some(PathBuf::from(".").join(PROGRAM))
-        );
+        assert_eq!(find_program(Some(dir.path().into())), Some(dir.path().join(PROGRAM)));
+        assert_ne!(find_program(Some(".".into())), Some(PathBuf::from(".").join(PROGRAM)));
     }
 }

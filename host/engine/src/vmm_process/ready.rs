@@ -11,8 +11,7 @@ use std::{
 };
 
 use pyro_agent_protocol::{
-    AGENT_PORT, FrameDecoder, GuestFrame, HelloReply, HelloRequest, HostFrame, Op, Open, PROTOCOL,
-    READY_PORT, Seed,
+    AGENT_PORT, FrameDecoder, GuestFrame, HelloReply, HelloRequest, HostFrame, Op, Open, PROTOCOL, READY_PORT, Seed,
 };
 use pyro_vmm::vsock::VsockHandle;
 use rustix::{event::EventfdFlags, rand::GetRandomFlags};
@@ -46,8 +45,8 @@ impl Handshake {
     /// `io` when the thread cannot be made.
     pub(crate) fn start(vsock: VsockHandle) -> Result<Self, EngineError> {
         let failed = |e: &std::io::Error| EngineError::io("wait for the agent", e);
-        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| failed(&e.into()))?;
+        let wake =
+            rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(&e.into()))?;
         let signal = wake.try_clone().map_err(|e| failed(&e))?;
         let (agent, arrived) = mpsc::sync_channel(1);
         vsock.listen(READY_PORT, move |stream| {
@@ -80,11 +79,7 @@ impl Handshake {
     }
 }
 
-fn converse(
-    vsock: &VsockHandle,
-    heard_at: Instant,
-    mut first: UnixStream,
-) -> Result<Ready, EngineError> {
+fn converse(vsock: &VsockHandle, heard_at: Instant, mut first: UnixStream) -> Result<Ready, EngineError> {
     let said = read_hello(&mut first)?;
     drop(first);
     vsock.unlisten(READY_PORT);
@@ -95,47 +90,25 @@ fn converse(
         ))
         .with_hint("build the environment again: `pyro env prune`, then `pyro env pull`"));
     }
-    let mut stream = vsock
-        .connect_wait(AGENT_PORT)
-        .map_err(|e| failed(format!("the agent does not listen: {e}")))?;
+    let mut stream = vsock.connect_wait(AGENT_PORT).map_err(|e| failed(format!("the agent does not listen: {e}")))?;
     let mut seed = vec![0; SEED_BYTES];
     let count = rustix::rand::getrandom(seed.as_mut_slice(), GetRandomFlags::empty())
         .map_err(|e| EngineError::io("read randomness", &e.into()))?;
     seed.truncate(count);
-    let unix_ns = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|d| u64::try_from(d.as_nanos()).ok());
-    let open = HostFrame::Open(Open::new(Op::Hello(HelloRequest {
-        unix_ns,
-        seed: Some(Seed(seed)),
-    })));
+    let unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_nanos()).ok());
+    let open = HostFrame::Open(Open::new(Op::Hello(HelloRequest { unix_ns, seed: Some(Seed(seed)) })));
     let mut bytes = Vec::new();
-    open.encode(&mut bytes)
-        .map_err(|e| failed(format!("greeting the agent: {e}")))?;
-    stream
-        .write_all(&bytes)
-        .map_err(|e| failed(format!("greeting the agent: {e}")))?;
+    open.encode(&mut bytes).map_err(|e| failed(format!("greeting the agent: {e}")))?;
+    stream.write_all(&bytes).map_err(|e| failed(format!("greeting the agent: {e}")))?;
     let hello = read_hello(&mut stream)?;
     if !hello.seeded {
-        return Err(failed(
-            "the agent did not feed the guest's random generator".to_owned(),
-        ));
+        return Err(failed("the agent did not feed the guest's random generator".to_owned()));
     }
-    Ok(Ready {
-        heard_at,
-        hello: HelloReply {
-            boot_ms: said.boot_ms,
-            boot_steps: said.boot_steps,
-            ..hello
-        },
-    })
+    Ok(Ready { heard_at, hello: HelloReply { boot_ms: said.boot_ms, boot_steps: said.boot_steps, ..hello } })
 }
 
 fn read_hello(stream: &mut UnixStream) -> Result<HelloReply, EngineError> {
-    stream
-        .set_read_timeout(Some(STEP))
-        .map_err(|e| EngineError::io("wait for the agent", &e))?;
+    stream.set_read_timeout(Some(STEP)).map_err(|e| EngineError::io("wait for the agent", &e))?;
     let mut decoder = FrameDecoder::new();
     let mut bytes = [0; 16 * 1024];
     loop {
@@ -177,22 +150,11 @@ mod tests {
     #[test]
     fn only_a_hello_is_a_hello() {
         let mut good = Vec::new();
-        let hello = HelloReply {
-            kernel: "6.1.0".to_owned(),
-            ..Default::default()
-        };
+        let hello = HelloReply { kernel: "6.1.0".to_owned(), ..Default::default() };
         GuestFrame::Unknown(0xf0).encode(&mut good).unwrap();
-        GuestFrame::HelloReply(Box::new(hello.clone()))
-            .encode(&mut good)
-            .unwrap();
+        GuestFrame::HelloReply(Box::new(hello.clone())).encode(&mut good).unwrap();
         assert_eq!(said(&good).unwrap(), hello);
-        for bad in [
-            b"".as_slice(),
-            b"\xff\xff\xff\xff",
-            b"\0\0\0\0",
-            &good[..good.len() - 1],
-            b"GET / HTTP/1.1\r\n",
-        ] {
+        for bad in [b"".as_slice(), b"\xff\xff\xff\xff", b"\0\0\0\0", &good[..good.len() - 1], b"GET / HTTP/1.1\r\n"] {
             assert_eq!(said(bad).unwrap_err().code(), ErrorCode::BootFailed);
         }
     }

@@ -116,11 +116,7 @@ impl Server {
         let engine_started = Instant::now();
         let vm = backend::boot(&config, dir)?;
         let handshake = Handshake::start(vm.vsock())?;
-        let timings = BootTimings {
-            spawn_ms,
-            disk_ms: ms(engine_started - started),
-            ..BootTimings::default()
-        };
+        let timings = BootTimings { spawn_ms, disk_ms: ms(engine_started - started), ..BootTimings::default() };
         Ok(Self {
             expires: started + config.spec.ttl,
             console: Console::new(dir),
@@ -157,12 +153,9 @@ impl Server {
         drop(self.vm);
         remove(&self.dir);
         let event = line(&Event::Ended { error });
-        for mut stream in self.maker.into_iter().chain(
-            self.watchers
-                .into_iter()
-                .flatten()
-                .map(|watcher| watcher.stream),
-        ) {
+        for mut stream in
+            self.maker.into_iter().chain(self.watchers.into_iter().flatten().map(|watcher| watcher.stream))
+        {
             let _ = stream.write_all(&event);
         }
         let done = line(&Reply::Ok(OkBody::default()));
@@ -206,12 +199,10 @@ impl Server {
         }
         self.pending.retain(Option::is_some);
         self.watchers.retain(Option::is_some);
-        end.or_else(|| self.look_at_clock())
-            .or_else(|| self.abandoned().then_some(End::MakerGone))
-            .or_else(|| {
-                // They are answered when nothing is left.
-                (!self.killers.is_empty()).then_some(End::Asked)
-            })
+        end.or_else(|| self.look_at_clock()).or_else(|| self.abandoned().then_some(End::MakerGone)).or_else(|| {
+            // They are answered when nothing is left.
+            (!self.killers.is_empty()).then_some(End::Asked)
+        })
     }
 
     /// Waits until a descriptor is ready or a limit is reached.
@@ -227,16 +218,8 @@ impl Server {
             Vec::with_capacity(8 + self.pending.len() + self.watchers.len());
         polled.extend(self.vm.descriptors().into_iter().map(|fd| (Source::Vm, fd)));
         polled.push((Source::Signals, self.signals.as_fd()));
-        polled.extend(
-            self.handshake
-                .iter()
-                .map(|handshake| (Source::Handshake, handshake.descriptor())),
-        );
-        polled.extend(
-            self.maker
-                .iter()
-                .map(|maker| (Source::Maker, maker.as_fd())),
-        );
+        polled.extend(self.handshake.iter().map(|handshake| (Source::Handshake, handshake.descriptor())));
+        polled.extend(self.maker.iter().map(|maker| (Source::Maker, maker.as_fd())));
         for (at, client) in self.pending.iter().enumerate() {
             if let Some(client) = client {
                 until = until.min(client.until);
@@ -244,26 +227,17 @@ impl Server {
             }
         }
         for (at, watcher) in self.watchers.iter().enumerate() {
-            polled.extend(
-                watcher
-                    .iter()
-                    .map(|watcher| (Source::Watcher(at), watcher.stream.as_fd())),
-            );
+            polled.extend(watcher.iter().map(|watcher| (Source::Watcher(at), watcher.stream.as_fd())));
         }
         // Clients beyond the limit wait in the socket's queue.
         if self.pending.len() < MAX_PENDING {
             polled.push((Source::Listener, self.listener.as_fd()));
         }
-        let mut fds: Vec<PollFd<'_>> = polled
-            .iter()
-            .map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-            .collect();
+        let mut fds: Vec<PollFd<'_>> =
+            polled.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let wait = until.saturating_duration_since(Instant::now());
         // No wait of this program is longer than its time to live, so the conversion does not fail.
-        let wait = Timespec::try_from(wait).unwrap_or(Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        });
+        let wait = Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         match poll(&mut fds, Some(&wait)) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
@@ -293,11 +267,7 @@ impl Server {
             if stream.set_nonblocking(true).is_ok() {
                 let until = Instant::now() + LINE_LIMIT;
                 // Clients send their line at once, so it is mostly there already.
-                self.hear_client(Some(Pending {
-                    stream,
-                    line: LineBuffer::new(MAX_REQUEST),
-                    until,
-                }));
+                self.hear_client(Some(Pending { stream, line: LineBuffer::new(MAX_REQUEST), until }));
             }
         }
     }
@@ -311,11 +281,7 @@ impl Server {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }
-        match client
-            .line
-            .take()
-            .and_then(|line| line.map(|line| parse_request(&line)).transpose())
-        {
+        match client.line.take().and_then(|line| line.map(|line| parse_request(&line)).transpose()) {
             Ok(Some(request)) => self.serve(client.stream, request),
             Ok(None) => self.pending.push(Some(client)),
             Err(error) => answer(&client.stream, &Reply::Error(error)),
@@ -343,42 +309,32 @@ impl Server {
 
     fn connect(&self, stream: UnixStream, port: u32) {
         if self.state != MachineState::Running {
-            let error = EngineError::new(
-                ErrorCode::NotStarted,
-                format!("machine {} is still booting", self.config.id),
-            );
+            let error = EngineError::new(ErrorCode::NotStarted, format!("machine {} is still booting", self.config.id));
             answer(&stream, &Reply::Error(error.retry_may_help()));
             return;
         }
         let id = self.config.id.clone();
-        self.vm
-            .vsock()
-            .connect(port, stream, move |outcome, stream| {
-                let what = format!("port {port} of machine {id}: {outcome}");
-                let reply = match outcome {
-                    ConnectOutcome::Connected => Reply::Ok(OkBody::default()),
-                    ConnectOutcome::LimitReached => Reply::Error(
-                        EngineError::new(ErrorCode::LimitExceeded, what)
-                            .with_hint("wait until other commands ended")
-                            .retry_may_help(),
-                    ),
-                    ConnectOutcome::Reset => {
-                        Reply::Error(EngineError::new(ErrorCode::MachineDied, what))
-                    }
-                    ConnectOutcome::Refused | ConnectOutcome::TimedOut => {
-                        Reply::Error(EngineError::new(ErrorCode::NotStarted, what).retry_may_help())
-                    }
-                };
-                answer(stream, &reply);
-            });
+        self.vm.vsock().connect(port, stream, move |outcome, stream| {
+            let what = format!("port {port} of machine {id}: {outcome}");
+            let reply = match outcome {
+                ConnectOutcome::Connected => Reply::Ok(OkBody::default()),
+                ConnectOutcome::LimitReached => Reply::Error(
+                    EngineError::new(ErrorCode::LimitExceeded, what)
+                        .with_hint("wait until other commands ended")
+                        .retry_may_help(),
+                ),
+                ConnectOutcome::Reset => Reply::Error(EngineError::new(ErrorCode::MachineDied, what)),
+                ConnectOutcome::Refused | ConnectOutcome::TimedOut => {
+                    Reply::Error(EngineError::new(ErrorCode::NotStarted, what).retry_may_help())
+                }
+            };
+            answer(stream, &reply);
+        });
     }
 
     fn add_watcher(&mut self, stream: UnixStream, holds: bool) {
         if self.watchers.len() >= MAX_WATCHERS {
-            let error = EngineError::new(
-                ErrorCode::LimitExceeded,
-                format!("{MAX_WATCHERS} clients watch already"),
-            );
+            let error = EngineError::new(ErrorCode::LimitExceeded, format!("{MAX_WATCHERS} clients watch already"));
             answer(&stream, &Reply::Error(error));
             return;
         }
@@ -406,8 +362,7 @@ impl Server {
     fn look_at_clock(&mut self) -> Option<End> {
         let now = Instant::now();
         // A client that does not say what it wants has no claim on a place.
-        self.pending
-            .retain(|client| client.as_ref().is_some_and(|client| client.until > now));
+        self.pending.retain(|client| client.as_ref().is_some_and(|client| client.until > now));
         if now >= self.expires {
             return Some(End::Expired);
         }
@@ -433,21 +388,15 @@ impl Server {
         self.state = MachineState::Running;
         let since_engine = ms(heard_at.saturating_duration_since(self.engine_started));
         let guest_ms = (hello.boot_ms as f64).min(since_engine);
-        let kernel_ms = hello
-            .boot_steps
-            .first()
-            .map_or(guest_ms, |step| step.done_us as f64 / 1e3)
-            .clamp(0.0, guest_ms);
+        let kernel_ms =
+            hello.boot_steps.first().map_or(guest_ms, |step| step.done_us as f64 / 1e3).clamp(0.0, guest_ms);
         self.timings.engine_ms = since_engine - guest_ms;
         self.timings.kernel_ms = kernel_ms;
         self.timings.agent_ms = guest_ms - kernel_ms;
         self.timings.handover_ms = ms(heard_at.elapsed());
         self.timings.total_ms = self.timings.spawn_ms + ms(self.started.elapsed());
         tracing::info!(kernel = %hello.kernel, agent = %hello.agent_version, steps = ?hello.boot_steps, "ready");
-        let event = Event::Ready {
-            timings: self.timings,
-            machine: self.config.describe(self.state),
-        };
+        let event = Event::Ready { timings: self.timings, machine: self.config.describe(self.state) };
         if let Some(mut maker) = self.maker.as_ref()
             && maker.write_all(&line(&event)).is_err()
         {
@@ -461,64 +410,40 @@ impl Server {
     fn explain(&self, end: End) -> EngineError {
         let id = &self.config.id;
         let booting = self.timings.total_ms == 0.0;
-        let guest_failed = |code: ErrorCode, what: String| {
-            EngineError::new(code, what).with_console_tail(self.console.tail())
-        };
+        let guest_failed =
+            |code: ErrorCode, what: String| EngineError::new(code, what).with_console_tail(self.console.tail());
         match end {
-            End::Asked => EngineError::new(
-                ErrorCode::MachineDied,
-                format!("machine {id} was ended on request"),
-            ),
-            End::Signalled => EngineError::new(
-                ErrorCode::MachineDied,
-                format!("machine {id} was ended: the host asked to stop"),
-            ),
-            End::MakerGone if booting => EngineError::new(
-                ErrorCode::Cancelled,
-                format!("machine {id} is not wanted any more"),
-            ),
-            End::MakerGone => EngineError::new(
-                ErrorCode::MachineDied,
-                format!("machine {id} ended with the process that owned it"),
-            ),
+            End::Asked => EngineError::new(ErrorCode::MachineDied, format!("machine {id} was ended on request")),
+            End::Signalled => {
+                EngineError::new(ErrorCode::MachineDied, format!("machine {id} was ended: the host asked to stop"))
+            }
+            End::MakerGone if booting => {
+                EngineError::new(ErrorCode::Cancelled, format!("machine {id} is not wanted any more"))
+            }
+            End::MakerGone => {
+                EngineError::new(ErrorCode::MachineDied, format!("machine {id} ended with the process that owned it"))
+            }
             End::Expired => EngineError::new(
                 ErrorCode::Expired,
-                format!(
-                    "machine {id} reached its time to live of {} s",
-                    self.config.spec.ttl.as_secs()
-                ),
+                format!("machine {id} reached its time to live of {} s", self.config.spec.ttl.as_secs()),
             )
             .with_hint("create a machine with a larger ttl_seconds"),
             End::BootLimit => guest_failed(
                 ErrorCode::BootTimeout,
-                format!(
-                    "the agent of machine {id} did not answer within {} s",
-                    self.config.boot_limit.as_secs_f64()
-                ),
+                format!("the agent of machine {id} did not answer within {} s", self.config.boot_limit.as_secs_f64()),
             )
             .with_hint("a busy host boots slowly: try again, or look at the console"),
-            End::GaveUp => guest_failed(
-                ErrorCode::GuestPanic,
-                format!("the guest of machine {id} gave up"),
-            ),
-            End::Vm(_) if self.console.gave_up() => guest_failed(
-                ErrorCode::GuestPanic,
-                format!("the guest of machine {id} panicked"),
-            ),
+            End::GaveUp => guest_failed(ErrorCode::GuestPanic, format!("the guest of machine {id} gave up")),
+            End::Vm(_) if self.console.gave_up() => {
+                guest_failed(ErrorCode::GuestPanic, format!("the guest of machine {id} panicked"))
+            }
             End::Vm(exit) if booting => guest_failed(
                 ErrorCode::BootFailed,
                 format!("machine {id} ended before its agent answered: {}", exit.how),
             ),
             End::Vm(exit) => {
-                let error = EngineError::new(
-                    ErrorCode::MachineDied,
-                    format!("machine {id} ended: {}", exit.how),
-                );
-                if exit.orderly {
-                    error
-                } else {
-                    error.with_console_tail(self.console.tail())
-                }
+                let error = EngineError::new(ErrorCode::MachineDied, format!("machine {id} ended: {}", exit.how));
+                if exit.orderly { error } else { error.with_console_tail(self.console.tail()) }
             }
             End::Failed(error) => error.with_console_tail(self.console.tail()),
         }
@@ -544,10 +469,7 @@ fn read_through_newline(stream: &UnixStream) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; MAX_REQUEST];
     let (_, count) = rustix::net::recv(stream, bytes.as_mut_slice(), RecvFlags::PEEK)?;
     let seen = bytes.get(..count).unwrap_or_default();
-    let take = seen
-        .iter()
-        .position(|&byte| byte == b'\n')
-        .map_or(count, |at| at + 1);
+    let take = seen.iter().position(|&byte| byte == b'\n').map_or(count, |at| at + 1);
     bytes.truncate(take);
     if take > 0 {
         let (_, count) = rustix::net::recv(stream, bytes.as_mut_slice(), RecvFlags::empty())?;

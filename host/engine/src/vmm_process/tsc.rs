@@ -23,10 +23,7 @@ fn from_cpuinfo(cpuinfo: &str) -> Option<u64> {
             (key.trim() == name).then(|| value.trim())
         })
     };
-    if !field("flags")?
-        .split_ascii_whitespace()
-        .any(|flag| flag == "constant_tsc")
-    {
+    if !field("flags")?.split_ascii_whitespace().any(|flag| flag == "constant_tsc") {
         return None;
     }
     let mhz: f64 = field("bogomips")?.parse().ok()?;
@@ -71,17 +68,9 @@ mod tests {
     #[test]
     fn nonsense_is_not_a_rate() {
         assert_eq!(from_cpuinfo(""), None);
-        assert_eq!(
-            from_cpuinfo("flags : fpu tsc\nbogomips : 5192.27\n"),
-            None,
-            "the counter is not steady"
-        );
+        assert_eq!(from_cpuinfo("flags : fpu tsc\nbogomips : 5192.27\n"), None, "the counter is not steady");
         for bad in ["0", "nan", "inf", "-5192", "x", "1e300", "5"] {
-            assert_eq!(
-                from_cpuinfo(&format!("flags : constant_tsc\nbogomips : {bad}\n")),
-                None,
-                "{bad}"
-            );
+            assert_eq!(from_cpuinfo(&format!("flags : constant_tsc\nbogomips : {bad}\n")), None, "{bad}");
         }
     }
 

@@ -588,7 +588,8 @@ impl Store {
     /// When the database fails.
     pub fn services(&self, id: &str) -> Result<Vec<(String, String)>, StoreError> {
         let connection = self.lock();
-        let mut statement = connection.prepare_cached("SELECT name, row FROM services WHERE record_id = ?1 ORDER BY name")?;
+        let mut statement =
+            connection.prepare_cached("SELECT name, row FROM services WHERE record_id = ?1 ORDER BY name")?;
         let rows = statement.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -599,10 +600,8 @@ impl Store {
     ///
     /// When the database fails.
     pub fn remove_services(&self, id: &str, name: Option<&str>) -> Result<(), StoreError> {
-        self.lock().execute(
-            "DELETE FROM services WHERE record_id = ?1 AND (?2 IS NULL OR name = ?2)",
-            params![id, name],
-        )?;
+        self.lock()
+            .execute("DELETE FROM services WHERE record_id = ?1 AND (?2 IS NULL OR name = ?2)", params![id, name])?;
         Ok(())
     }
 
@@ -627,7 +626,8 @@ impl Store {
     /// When the database fails.
     pub fn secrets(&self, id: &str) -> Result<Vec<SecretRow>, StoreError> {
         let connection = self.lock();
-        let mut statement = connection.prepare_cached("SELECT name, source_kind FROM secrets WHERE record_id = ?1 ORDER BY name")?;
+        let mut statement =
+            connection.prepare_cached("SELECT name, source_kind FROM secrets WHERE record_id = ?1 ORDER BY name")?;
         let rows = statement.query_map([id], |row| Ok(SecretRow { name: row.get(0)?, source_kind: row.get(1)? }))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -796,7 +796,8 @@ mod tests {
         let (_dir, store) = open();
         store.insert(&sample("a")).unwrap();
         store.add_command("a", &command("one")).unwrap();
-        let snapshot = SnapshotRow { name: "s".to_owned(), file: "f".to_owned(), created_at: 1.0, entry_count: 2, bytes: 3 };
+        let snapshot =
+            SnapshotRow { name: "s".to_owned(), file: "f".to_owned(), created_at: 1.0, entry_count: 2, bytes: 3 };
         store.add_snapshot("a", &snapshot).unwrap();
         assert!(matches!(store.add_snapshot("a", &snapshot), Err(StoreError::Exists { .. })));
         store.put_secret("a", &SecretRow { name: "S".to_owned(), source_kind: "literal".to_owned() }).unwrap();

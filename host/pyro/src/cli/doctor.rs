@@ -31,23 +31,13 @@ impl Args {
                     Verdict::Warning => "warning",
                     Verdict::Failed => "FAILED ",
                 };
-                context
-                    .printer
-                    .line(&format!("{verdict}  {:<22} {}", check.name, check.detail));
+                context.printer.line(&format!("{verdict}  {:<22} {}", check.name, check.detail));
                 if let Some(fix) = &check.fix {
-                    context
-                        .printer
-                        .line(&format!("         {:<22} fix: {fix}", ""));
+                    context.printer.line(&format!("         {:<22} fix: {fix}", ""));
                 }
             }
-            let verdict = if report.ok {
-                "pyro can run commands here"
-            } else {
-                "pyro cannot run commands here yet"
-            };
-            context
-                .printer
-                .line(&format!("\n{verdict} (pyro {})", report.version));
+            let verdict = if report.ok { "pyro can run commands here" } else { "pyro cannot run commands here yet" };
+            context.printer.line(&format!("\n{verdict} (pyro {})", report.version));
         }
         Ok(if report.ok { 0 } else { EXIT_FAILURE })
     }

@@ -32,14 +32,10 @@ enum Command {
     ///
     /// Builds a root file system, a kernel and an initramfs from Debian's packages; minutes the first time, a second
     /// when it is installed. What is installed is verified, and what is damaged is built again.
-    #[command(
-        after_long_help = "Examples:\n  pyro env pull debian:12\n  pyro env pull debian:12 --refresh"
-    )]
+    #[command(after_long_help = "Examples:\n  pyro env pull debian:12\n  pyro env pull debian:12 --refresh")]
     Pull(PullArgs),
     /// Show everything about an environment
-    #[command(
-        after_long_help = "Examples:\n  pyro env inspect debian:12\n  pyro env inspect debian:12 --json"
-    )]
+    #[command(after_long_help = "Examples:\n  pyro env inspect debian:12\n  pyro env inspect debian:12 --json")]
     Inspect(InspectArgs),
     /// Remove what nobody needs: interrupted builds, and what is out of date
     #[command(after_long_help = "Examples:\n  pyro env prune\n  pyro env prune --all")]
@@ -114,18 +110,9 @@ fn list(args: &ListArgs, environments: &Environments, printer: &Printer) -> Resu
         printer.json(&list);
         return Ok(0);
     }
-    let width = list
-        .iter()
-        .map(|item| item.name.len())
-        .max()
-        .unwrap_or_default();
+    let width = list.iter().map(|item| item.name.len()).max().unwrap_or_default();
     for item in &list {
-        printer.line(&format!(
-            "{:<width$}  {:<13}  {}",
-            item.name,
-            state(item),
-            item.description
-        ));
+        printer.line(&format!("{:<width$}  {:<13}  {}", item.name, state(item), item.description));
     }
     Ok(0)
 }
@@ -138,30 +125,15 @@ fn state(item: &EnvironmentSummary) -> &'static str {
     }
 }
 
-async fn pull(
-    args: PullArgs,
-    environments: Environments,
-    printer: &Arc<Printer>,
-) -> Result<u8, Failure> {
+async fn pull(args: PullArgs, environments: Environments, printer: &Arc<Printer>) -> Result<u8, Failure> {
     let started = Instant::now();
-    let progress = Arc::new(PullProgress {
-        printer: Arc::clone(printer),
-        cancelled: AtomicBool::new(false),
-    });
+    let progress = Arc::new(PullProgress { printer: Arc::clone(printer), cancelled: AtomicBool::new(false) });
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut building = tokio::task::spawn_blocking({
         let progress = Arc::clone(&progress);
         let name = args.name.clone();
-        move || {
-            environments.pull(
-                &name,
-                PullOptions {
-                    refresh: args.refresh,
-                },
-                &*progress,
-            )
-        }
+        move || environments.pull(&name, PullOptions { refresh: args.refresh }, &*progress)
     });
     let mut exit_code = 0;
     let installed = loop {
@@ -198,16 +170,9 @@ async fn pull(
             "initramfs_sha256": installed.initramfs_sha256,
         }));
     } else if installed.built {
-        printer.line(&format!(
-            "{} is installed ({:.0} s)",
-            installed.name,
-            started.elapsed().as_secs_f64()
-        ));
+        printer.line(&format!("{} is installed ({:.0} s)", installed.name, started.elapsed().as_secs_f64()));
     } else {
-        printer.line(&format!(
-            "{} was installed already, and is sound",
-            installed.name
-        ));
+        printer.line(&format!("{} was installed already, and is sound", installed.name));
     }
     Ok(0)
 }
@@ -232,11 +197,7 @@ impl Progress for PullProgress {
     }
 }
 
-fn inspect(
-    args: &InspectArgs,
-    environments: &Environments,
-    printer: &Printer,
-) -> Result<u8, Failure> {
+fn inspect(args: &InspectArgs, environments: &Environments, printer: &Printer) -> Result<u8, Failure> {
     let report = environments.inspect(&args.name)?;
     if args.json {
         printer.json(&report);
@@ -250,51 +211,29 @@ fn print_report(report: &EnvironmentReport, printer: &Printer) {
     let summary = &report.summary;
     printer.line(&format!("{} ({})", summary.name, state(summary)));
     printer.line(&format!("  {}", summary.description));
-    printer.line(&format!(
-        "  version       {} ({} {})",
-        summary.version, summary.distribution, summary.suite
-    ));
+    printer.line(&format!("  version       {} ({} {})", summary.version, summary.distribution, summary.suite));
     printer.line(&format!("  packages      {}", report.packages.join(", ")));
-    printer.line(&format!(
-        "  disk          {} MiB as a microVM sees it",
-        report.disk_mib
-    ));
+    printer.line(&format!("  disk          {} MiB as a microVM sees it", report.disk_mib));
     printer.line(&format!("  defined in    {}", report.defined_in));
     let Some(details) = &report.details else {
         return;
     };
     if let Some(created) = &summary.created {
-        printer.line(&format!(
-            "  built         {created}, in {:.0} s",
-            details.build_seconds
-        ));
+        printer.line(&format!("  built         {created}, in {:.0} s", details.build_seconds));
     }
-    let sound = if details.sound {
-        "sound"
-    } else {
-        "DAMAGED; `pyro env pull` builds it again"
-    };
+    let sound = if details.sound { "sound" } else { "DAMAGED; `pyro env pull` builds it again" };
     printer.line(&format!("  files         {} ({sound})", details.directory));
     for file in &details.files {
-        printer.line(&format!(
-            "    {:<20} {:>11} bytes  {}",
-            file.name, file.size, file.sha256
-        ));
+        printer.line(&format!("    {:<20} {:>11} bytes  {}", file.name, file.size, file.sha256));
     }
     if let Some(kernel) = &details.kernel {
         let release = kernel.release.as_deref().unwrap_or("unknown release");
         printer.line(&format!("  kernel        {release} from {}", kernel.origin));
         for file in &kernel.files {
-            printer.line(&format!(
-                "    {:<20} {:>11} bytes  {}",
-                file.name, file.size, file.sha256
-            ));
+            printer.line(&format!("    {:<20} {:>11} bytes  {}", file.name, file.size, file.sha256));
         }
     }
-    printer.line(&format!(
-        "  installed     {} packages (--json lists them)",
-        details.installed_packages.len()
-    ));
+    printer.line(&format!("  installed     {} packages (--json lists them)", details.installed_packages.len()));
 }
 
 fn prune(args: &PruneArgs, environments: &Environments, printer: &Printer) -> Result<u8, Failure> {
@@ -304,11 +243,7 @@ fn prune(args: &PruneArgs, environments: &Environments, printer: &Printer) -> Re
         return Ok(0);
     }
     for removed in &report.removed {
-        printer.line(&format!(
-            "removed {} ({} MiB)",
-            removed.name,
-            removed.bytes >> 20
-        ));
+        printer.line(&format!("removed {} ({} MiB)", removed.name, removed.bytes >> 20));
     }
     for name in &report.in_use {
         printer.note(&format!("kept {name}: a microVM uses it"));

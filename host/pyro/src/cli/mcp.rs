@@ -120,9 +120,7 @@ fn config(args: &ConfigArgs, context: &Context) -> Result<u8, Failure> {
     context.pyro.profile(&args.profile)?;
     let profile = if Path::new(&args.profile).exists() {
         // The host starts pyro in a directory of its own.
-        std::path::absolute(&args.profile)?
-            .to_string_lossy()
-            .into_owned()
+        std::path::absolute(&args.profile)?.to_string_lossy().into_owned()
     } else {
         args.profile.clone()
     };

@@ -68,13 +68,7 @@ struct Global {
     #[arg(long, short, global = true)]
     verbose: bool,
     /// What runs the microVMs
-    #[arg(
-        long,
-        global = true,
-        env = "PYRO_ENGINE",
-        value_name = "ENGINE",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, env = "PYRO_ENGINE", value_name = "ENGINE", hide_env_values = true)]
     engine: Option<EngineArg>,
 }
 
@@ -148,14 +142,8 @@ fn dispatch(cli: Cli, printer: &Arc<Printer>) -> Result<u8, Failure> {
     };
     let failure_code = command.failure_code();
     let open = || -> Result<Context, Failure> {
-        let pyro = Pyro::open(PyroConfig {
-            engine: global.engine.map(EngineChoice::from),
-            ..PyroConfig::default()
-        })?;
-        Ok(Context {
-            pyro,
-            printer: Arc::clone(printer),
-        })
+        let pyro = Pyro::open(PyroConfig { engine: global.engine.map(EngineChoice::from), ..PyroConfig::default() })?;
+        Ok(Context { pyro, printer: Arc::clone(printer) })
     };
     let run = |context: Context| match command {
         Command::Run(args) => with_runtime(args.run(context)),
@@ -193,35 +181,22 @@ impl Command {
 fn with_runtime(command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     // Two threads at least: one may be held up by a slow reader of our output while the other hears signals.
     let threads = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let result = runtime.block_on(command);
     runtime.shutdown_background();
     result
 }
 
 fn log_to_stderr(verbosity: Verbosity, printer: &Printer) {
-    let default = if verbosity == Verbosity::Verbose {
-        VERBOSE_LOG
-    } else {
-        DEFAULT_LOG
-    };
+    let default = if verbosity == Verbosity::Verbose { VERBOSE_LOG } else { DEFAULT_LOG };
     let filter = match std::env::var("PYRO_LOG") {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).unwrap_or_else(|error| {
-            printer.warning(&format!(
-                "PYRO_LOG is `{text}`, which is no filter: {error}"
-            ));
+            printer.warning(&format!("PYRO_LOG is `{text}`, which is no filter: {error}"));
             EnvFilter::new(default)
         }),
         _ => EnvFilter::new(default),
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
 #[cfg(test)]

@@ -22,9 +22,7 @@ enum Command {
     )]
     Check(Which),
     /// Show everything a profile amounts to: components, grants, tools, limits
-    #[command(
-        after_long_help = "Examples:\n  pyro profile show vm-run\n  pyro profile show ./my-profile.toml --json"
-    )]
+    #[command(after_long_help = "Examples:\n  pyro profile show vm-run\n  pyro profile show ./my-profile.toml --json")]
     Show(Which),
 }
 
@@ -60,20 +58,14 @@ fn check(which: &Which, context: &Context) -> Result<u8, Failure> {
     });
     match checked {
         Ok((name, tools)) if which.json => {
-            context.printer.json(
-                &serde_json::json!({"ok": true, "name": name, "tools": tools, "diagnostics": []}),
-            );
+            context.printer.json(&serde_json::json!({"ok": true, "name": name, "tools": tools, "diagnostics": []}));
         }
         Ok((name, tools)) => {
             let s = if tools == 1 { "" } else { "s" };
-            context
-                .printer
-                .line(&format!("profile `{name}` is fine: {tools} tool{s}"));
+            context.printer.line(&format!("profile `{name}` is fine: {tools} tool{s}"));
         }
         Err(OpenError::Profile(error)) if which.json => {
-            context
-                .printer
-                .json(&serde_json::json!({"ok": false, "diagnostics": error.diagnostics}));
+            context.printer.json(&serde_json::json!({"ok": false, "diagnostics": error.diagnostics}));
             return Ok(crate::failure::EXIT_FAILURE);
         }
         Err(error) => return Err(error.into()),
@@ -98,10 +90,7 @@ fn print_description(profile: &ProfileDescription, printer: &Printer) {
     }
     for component in &profile.components {
         printer.line(&format!("\ncomponent {}", component.name));
-        printer.line(&format!(
-            "  source   {} ({} bytes)",
-            component.source, component.size
-        ));
+        printer.line(&format!("  source   {} ({} bytes)", component.source, component.size));
         printer.line(&format!("  digest   {}", component.digest));
         printer.line(&format!("  imports  {}", list_or_none(&component.imports)));
         printer.line(&format!("  grants   {}", compact(&component.grants)));
@@ -111,10 +100,7 @@ fn print_description(profile: &ProfileDescription, printer: &Printer) {
         }
     }
     for tool in &profile.tools {
-        printer.line(&format!(
-            "\ntool {} (component {})",
-            tool.name, tool.component
-        ));
+        printer.line(&format!("\ntool {} (component {})", tool.name, tool.component));
         let first = tool.description.lines().next().unwrap_or_default();
         printer.line(&format!("  {first}"));
         printer.line(&format!("  arguments  {}", list_or_none(&tool.arguments)));
@@ -133,11 +119,7 @@ fn print_description(profile: &ProfileDescription, printer: &Printer) {
 }
 
 fn list_or_none(items: &[String]) -> String {
-    if items.is_empty() {
-        "none".to_owned()
-    } else {
-        items.join(", ")
-    }
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
 fn compact(value: &impl serde::Serialize) -> String {

@@ -68,13 +68,8 @@ impl Args {
         let profile = context.pyro.profile(&self.profile)?;
         let toolbox = context.pyro.toolbox(&profile)?;
         if toolbox.tool(TOOL).is_none() {
-            return Err(Failure::new(
-                "unknown_tool",
-                format!("profile `{}` has no tool `{TOOL}`", profile.name),
-            )
-            .with_hint(format!(
-                "`pyro run` needs it; `--profile {DEFAULT_PROFILE}` has it"
-            )));
+            return Err(Failure::new("unknown_tool", format!("profile `{}` has no tool `{TOOL}`", profile.name))
+                .with_hint(format!("`pyro run` needs it; `--profile {DEFAULT_PROFILE}` has it")));
         }
         let observer = Arc::new(Observer {
             printer: Arc::clone(&context.printer),
@@ -147,8 +142,7 @@ struct Observer {
 
 impl CallObserver for Observer {
     fn progress(&self, done: f64, total: Option<f64>, message: Option<&str>) {
-        self.printer
-            .progress(message.unwrap_or("working"), done, total);
+        self.printer.progress(message.unwrap_or("working"), done, total);
     }
 
     fn output(&self, stream: OutputStream, bytes: &[u8]) {
@@ -237,10 +231,7 @@ fn summarise(result: &Map<String, Value>, total: Duration, printer: &Printer) {
         return;
     }
     let text = |key: &str| result.get(key).and_then(Value::as_str).unwrap_or("unknown");
-    let seconds = result
-        .get("duration_ms")
-        .and_then(Value::as_f64)
-        .map_or(0.0, |ms| ms / 1e3);
+    let seconds = result.get("duration_ms").and_then(Value::as_f64).map_or(0.0, |ms| ms / 1e3);
     printer.detail(&format!(
         "pyro: {} {} as {}, command {seconds:.2} s, everything {:.2} s",
         text("environment"),
@@ -255,11 +246,7 @@ fn time_over(result: &Map<String, Value>, asked: Option<u64>) -> Option<u64> {
     if result.get("timed_out").and_then(Value::as_bool) != Some(true) {
         return None;
     }
-    let ran = result
-        .get("duration_ms")
-        .and_then(Value::as_u64)
-        .unwrap_or_default()
-        / 1000;
+    let ran = result.get("duration_ms").and_then(Value::as_u64).unwrap_or_default() / 1000;
     Some(asked.unwrap_or(ran))
 }
 
@@ -271,11 +258,7 @@ fn exit_code_of(result: &Map<String, Value>, is_error: bool) -> u8 {
         // A shell reports 128 + N itself; whatever else the guest says is cut as a process's exit status is.
         return u8::try_from(exit_code & 0xFF).unwrap_or(EXIT_FAILURE);
     }
-    if let Some(number) = result
-        .get("signal")
-        .and_then(Value::as_str)
-        .and_then(signal_number)
-    {
+    if let Some(number) = result.get("signal").and_then(Value::as_str).and_then(signal_number) {
         return 128_u8.saturating_add(number);
     }
     if is_error { EXIT_RUN_FAILURE } else { 0 }
@@ -284,9 +267,9 @@ fn exit_code_of(result: &Map<String, Value>, is_error: bool) -> u8 {
 /// Returns the number of a signal by its name, on x86-64 Linux.
 fn signal_number(name: &str) -> Option<u8> {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
     ];
     let short = name.strip_prefix("SIG").unwrap_or(name);
     let index = NAMES.iter().position(|known| *known == short)?;
@@ -297,11 +280,7 @@ fn signal_number(name: &str) -> Option<u8> {
 fn command_line(words: &[String]) -> String {
     match words {
         [line] => line.clone(),
-        words => words
-            .iter()
-            .map(|word| quoted(word))
-            .collect::<Vec<_>>()
-            .join(" "),
+        words => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
     }
 }
 
@@ -320,12 +299,7 @@ mod tests {
     use super::*;
 
     fn line(words: &[&str]) -> String {
-        command_line(
-            &words
-                .iter()
-                .map(|word| (*word).to_owned())
-                .collect::<Vec<_>>(),
-        )
+        command_line(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
     }
 
     #[test]
@@ -336,32 +310,18 @@ mod tests {
     #[test]
     fn several_words_reach_the_program_as_they_are() {
         assert_eq!(line(&["git", "--version"]), "git --version");
-        let words = [
-            "printf", "%s|", "a b", "$HOME", "it's", "*", "", "x\ny", "-n", "~", "é", "A=b c",
-        ];
-        let output = std::process::Command::new("sh")
-            .args(["-c", &line(&words)])
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout).unwrap(),
-            "a b|$HOME|it's|*||x\ny|-n|~|é|A=b c|"
-        );
+        let words = ["printf", "%s|", "a b", "$HOME", "it's", "*", "", "x\ny", "-n", "~", "é", "A=b c"];
+        let output = std::process::Command::new("sh").args(["-c", &line(&words)]).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "a b|$HOME|it's|*||x\ny|-n|~|é|A=b c|");
     }
 
     #[test]
     fn exit_codes_follow_the_result() {
         let code = |value: Value| exit_code_of(value.as_object().unwrap(), false);
         assert_eq!(code(json!({"exit_code": 7})), 7);
-        assert_eq!(
-            code(json!({"exit_code": 124, "timed_out": true})),
-            EXIT_TIMEOUT
-        );
+        assert_eq!(code(json!({"exit_code": 124, "timed_out": true})), EXIT_TIMEOUT);
         assert_eq!(code(json!({"exit_code": null, "signal": "SIGKILL"})), 137);
-        assert_eq!(
-            code(json!({"exit_code": null, "signal": "SIGTERM", "timed_out": false})),
-            143
-        );
+        assert_eq!(code(json!({"exit_code": null, "signal": "SIGTERM", "timed_out": false})), 143);
         assert_eq!(code(json!({"exit_code": 137})), 137);
         assert_eq!(code(json!({"exit_code": -1})), 255);
         assert_eq!(code(json!({})), 0);

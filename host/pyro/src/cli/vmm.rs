@@ -8,9 +8,7 @@ use std::process::ExitCode;
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.collect();
     match args.as_slice() {
-        [flag, run_dir] if flag == "--run-dir" => {
-            pyro_engine::vmm_process::main(&PathBuf::from(run_dir))
-        }
+        [flag, run_dir] if flag == "--run-dir" => pyro_engine::vmm_process::main(&PathBuf::from(run_dir)),
         _ => {
             crate::printer::Printer::new(crate::printer::Verbosity::Normal)
                 .note("error: `pyro vmm` is started by pyro itself, as `pyro vmm --run-dir DIR`");

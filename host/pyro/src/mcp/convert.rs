@@ -9,10 +9,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use pyro_components::{Annotations, Content, ContentBody, ToolDef, ToolError, ToolOutcome};
-use rmcp::model::{
-    CallToolResult, ContentBlock, Implementation, MetaObject, ResourceContents, Tool,
-    ToolAnnotations,
-};
+use rmcp::model::{CallToolResult, ContentBlock, Implementation, MetaObject, ResourceContents, Tool, ToolAnnotations};
 use serde_json::{Map, Value, json};
 
 /// Where a failed call carries code, message, hint and more.
@@ -22,12 +19,8 @@ const SERVER_INFO_META: &str = "io.modelcontextprotocol/serverInfo";
 
 /// Returns the definition that `tools/list` shows.
 pub(crate) fn tool(def: &ToolDef) -> Tool {
-    let mut tool = Tool::new(
-        def.name.clone(),
-        def.description.clone(),
-        def.input_schema.clone(),
-    )
-    .with_annotations(annotations(def.title.clone(), def.annotations));
+    let mut tool = Tool::new(def.name.clone(), def.description.clone(), def.input_schema.clone())
+        .with_annotations(annotations(def.title.clone(), def.annotations));
     if let Some(title) = &def.title {
         tool = tool.with_title(title.clone());
     }
@@ -57,35 +50,21 @@ pub(crate) fn server_info() -> Implementation {
 /// Returns `_meta` with [`server_info`] in it.
 pub(crate) fn server_meta() -> MetaObject {
     let mut meta = MetaObject::new();
-    meta.insert(
-        SERVER_INFO_META.to_owned(),
-        serde_json::to_value(server_info()).unwrap_or_default(),
-    );
+    meta.insert(SERVER_INFO_META.to_owned(), serde_json::to_value(server_info()).unwrap_or_default());
     meta
 }
 
 /// Returns the result of a call that came to its end.
 pub(crate) fn outcome(outcome: ToolOutcome, def: Option<&ToolDef>) -> CallToolResult {
-    let ToolOutcome {
-        content,
-        structured,
-        is_error,
-    } = outcome;
-    let mut blocks: Vec<ContentBlock> = content
-        .into_iter()
-        .enumerate()
-        .map(|(index, content)| block(index, content))
-        .collect();
+    let ToolOutcome { content, structured, is_error } = outcome;
+    let mut blocks: Vec<ContentBlock> =
+        content.into_iter().enumerate().map(|(index, content)| block(index, content)).collect();
     if blocks.is_empty()
         && let Some(structured) = &structured
     {
         blocks.push(ContentBlock::text(json_text(structured)));
     }
-    let mut result = if is_error {
-        CallToolResult::error(blocks)
-    } else {
-        CallToolResult::success(blocks)
-    };
+    let mut result = if is_error { CallToolResult::error(blocks) } else { CallToolResult::success(blocks) };
     if !(is_error && has_output_schema(def)) {
         result.structured_content = structured.map(Value::Object);
     }
@@ -158,38 +137,25 @@ mod tests {
             title: Some("Run".to_owned()),
             description: "runs".to_owned(),
             input_schema: Arc::new(Map::from_iter([("type".to_owned(), json!("object"))])),
-            output_schema: output_schema
-                .and_then(|v| v.as_object().cloned())
-                .map(Arc::new),
-            annotations: Annotations {
-                destructive: true,
-                ..Annotations::default()
-            },
+            output_schema: output_schema.and_then(|v| v.as_object().cloned()).map(Arc::new),
+            annotations: Annotations { destructive: true, ..Annotations::default() },
             cli: None,
             component: "exec".to_owned(),
         }
     }
 
     fn structured() -> Map<String, Value> {
-        json!({"stdout": "hi\n", "exit_code": 0})
-            .as_object()
-            .cloned()
-            .unwrap_or_default()
+        json!({"stdout": "hi\n", "exit_code": 0}).as_object().cloned().unwrap_or_default()
     }
 
     #[test]
     fn text_and_structure_are_equal() {
         let result = outcome(
-            ToolOutcome {
-                content: Vec::new(),
-                structured: Some(structured()),
-                is_error: false,
-            },
+            ToolOutcome { content: Vec::new(), structured: Some(structured()), is_error: false },
             Some(&def(Some(json!({"type": "object"})))),
         );
         let value = serde_json::to_value(&result).unwrap();
-        let text: Value =
-            serde_json::from_str(value["content"][0]["text"].as_str().unwrap()).unwrap();
+        let text: Value = serde_json::from_str(value["content"][0]["text"].as_str().unwrap()).unwrap();
         assert_eq!(text, value["structuredContent"]);
         assert_eq!(value["isError"], json!(false));
         assert_eq!(value["_meta"][SERVER_INFO_META]["name"], "pyro");
@@ -197,12 +163,8 @@ mod tests {
 
     #[test]
     fn an_error_never_breaks_an_output_schema() {
-        let failure = ToolError::new("timeout", "took over 5 s")
-            .with_hint("raise the limit")
-            .with_retryable(true);
-        let typed =
-            serde_json::to_value(error(&failure, Some(&def(Some(json!({"type": "object"}))))))
-                .unwrap();
+        let failure = ToolError::new("timeout", "took over 5 s").with_hint("raise the limit").with_retryable(true);
+        let typed = serde_json::to_value(error(&failure, Some(&def(Some(json!({"type": "object"})))))).unwrap();
         assert!(typed.get("structuredContent").is_none());
         assert_eq!(typed["isError"], json!(true));
         assert_eq!(
@@ -212,54 +174,34 @@ mod tests {
         assert_eq!(typed["_meta"][ERROR_META]["code"], "timeout");
 
         let untyped = serde_json::to_value(error(&failure, Some(&def(None)))).unwrap();
-        assert_eq!(
-            untyped["structuredContent"]["error"]["hint"],
-            "raise the limit"
-        );
+        assert_eq!(untyped["structuredContent"]["error"]["hint"], "raise the limit");
         assert_eq!(untyped["content"], typed["content"]);
     }
 
     #[test]
     fn a_failed_outcome_keeps_what_it_says_as_text() {
         let result = outcome(
-            ToolOutcome {
-                content: Vec::new(),
-                structured: Some(structured()),
-                is_error: true,
-            },
+            ToolOutcome { content: Vec::new(), structured: Some(structured()), is_error: true },
             Some(&def(Some(json!({"type": "object"})))),
         );
         let value = serde_json::to_value(&result).unwrap();
         assert!(value.get("structuredContent").is_none());
-        assert_eq!(
-            value["content"][0]["text"],
-            r#"{"stdout":"hi\n","exit_code":0}"#
-        );
+        assert_eq!(value["content"][0]["text"], r#"{"stdout":"hi\n","exit_code":0}"#);
     }
 
     #[test]
     fn bytes_become_the_block_of_their_type() {
-        let content = |mime: &str| Content {
-            mime: mime.to_owned(),
-            body: ContentBody::Bytes(vec![1, 2, 3]),
-        };
+        let content = |mime: &str| Content { mime: mime.to_owned(), body: ContentBody::Bytes(vec![1, 2, 3]) };
         let result = outcome(
             ToolOutcome {
-                content: vec![
-                    content("image/png"),
-                    content("audio/wav"),
-                    content("application/zip"),
-                ],
+                content: vec![content("image/png"), content("audio/wav"), content("application/zip")],
                 structured: None,
                 is_error: false,
             },
             None,
         );
         let value = serde_json::to_value(&result).unwrap();
-        assert_eq!(
-            value["content"][0],
-            json!({"type": "image", "data": "AQID", "mimeType": "image/png"})
-        );
+        assert_eq!(value["content"][0], json!({"type": "image", "data": "AQID", "mimeType": "image/png"}));
         assert_eq!(value["content"][1]["type"], "audio");
         assert_eq!(value["content"][2]["resource"]["blob"], "AQID");
     }

@@ -9,9 +9,9 @@ use pyro_components::{CallOptions, ToolError, ToolOutcome, Toolbox};
 use rmcp::ErrorData;
 use rmcp::handler::server::ServerHandler;
 use rmcp::model::{
-    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest,
-    CustomResult, DiscoverResult, ErrorCode, ListToolsResult, PaginatedRequestParams,
-    ProtocolVersion, ServerCapabilities, ServerConfig, SubscriptionFilter, Tool,
+    CacheScope, CallToolRequestParams, CallToolResponse, CallToolResult, CustomRequest, CustomResult, DiscoverResult,
+    ErrorCode, ListToolsResult, PaginatedRequestParams, ProtocolVersion, ServerCapabilities, ServerConfig,
+    SubscriptionFilter, Tool,
 };
 use rmcp::service::{RequestContext, RoleServer, SubscriptionContext};
 use serde_json::json;
@@ -39,11 +39,7 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    pub(crate) fn new(
-        toolbox: Toolbox,
-        instructions: Option<&str>,
-        closed: CancellationToken,
-    ) -> Handler {
+    pub(crate) fn new(toolbox: Toolbox, instructions: Option<&str>, closed: CancellationToken) -> Handler {
         let tools = toolbox.tools().iter().map(convert::tool).collect();
         let mut config = ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
             .with_server_info(convert::server_info());
@@ -62,17 +58,9 @@ impl Handler {
     }
 
     /// Calls a tool in a task of its own, so that even a panic gives an answer.
-    async fn call(
-        &self,
-        request: CallToolRequestParams,
-        context: &RequestContext<RoleServer>,
-    ) -> CallToolResult {
+    async fn call(&self, request: CallToolRequestParams, context: &RequestContext<RoleServer>) -> CallToolResult {
         let name = request.name.into_owned();
-        let call_id = format!(
-            "{}-{}",
-            self.session_id,
-            self.calls.fetch_add(1, Ordering::Relaxed) + 1
-        );
+        let call_id = format!("{}-{}", self.session_id, self.calls.fetch_add(1, Ordering::Relaxed) + 1);
         let reports = Arc::new(Reports::default());
         let options = CallOptions {
             observer: reports.clone(),
@@ -84,11 +72,7 @@ impl Handler {
         let mut task = AbortOnDrop(tokio::spawn({
             let toolbox = self.toolbox.clone();
             let name = name.clone();
-            async move {
-                toolbox
-                    .call(&name, request.arguments.unwrap_or_default(), options)
-                    .await
-            }
+            async move { toolbox.call(&name, request.arguments.unwrap_or_default(), options).await }
         }));
         let finished = match context.meta.get_progress_token() {
             None => (&mut task.0).await,
@@ -140,16 +124,11 @@ impl Handler {
 
 /// `ProgressSender::run` has no end; should it get one, the call is reported as lost rather than left unanswered.
 fn unreachable_end() -> Result<Result<ToolOutcome, ToolError>, tokio::task::JoinError> {
-    Ok(Err(ToolError::new(
-        "internal",
-        "the progress of the call ended before the call",
-    )))
+    Ok(Err(ToolError::new("internal", "the progress of the call ended before the call")))
 }
 
 fn is_modern(context: &RequestContext<RoleServer>) -> bool {
-    context
-        .protocol_version()
-        .is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
+    context.protocol_version().is_some_and(|version| version.as_str() >= ProtocolVersion::V_2026_07_28.as_str())
 }
 
 impl ServerHandler for Handler {
@@ -157,10 +136,7 @@ impl ServerHandler for Handler {
         self.config.clone()
     }
 
-    async fn discover(
-        &self,
-        _context: RequestContext<RoleServer>,
-    ) -> Result<DiscoverResult, ErrorData> {
+    async fn discover(&self, _context: RequestContext<RoleServer>) -> Result<DiscoverResult, ErrorData> {
         let versions = self.supported_protocol_versions().into_owned();
         let mut result = DiscoverResult::from_server_info(versions, self.get_info());
         result.ttl_ms = LIST_TTL_MS;
@@ -220,14 +196,8 @@ impl ServerHandler for Handler {
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
         let reason = match request.method.as_str() {
-            "tools/call" => request
-                .params_as::<CallToolRequestParams>()
-                .err()
-                .map(|error| error.to_string()),
-            "tools/list" => request
-                .params_as::<PaginatedRequestParams>()
-                .err()
-                .map(|error| error.to_string()),
+            "tools/call" => request.params_as::<CallToolRequestParams>().err().map(|error| error.to_string()),
+            "tools/list" => request.params_as::<PaginatedRequestParams>().err().map(|error| error.to_string()),
             "server/discover" | "subscriptions/listen" if is_modern(&context) => None,
             _ => {
                 return Err(ErrorData::new(
@@ -237,23 +207,16 @@ impl ServerHandler for Handler {
                 ));
             }
         };
-        let reason =
-            reason.unwrap_or_else(|| "they do not have the shape that the method needs".to_owned());
+        let reason = reason.unwrap_or_else(|| "they do not have the shape that the method needs".to_owned());
         Err(ErrorData::invalid_params(
-            Cow::Owned(format!(
-                "invalid parameters of `{}`: {reason}",
-                request.method
-            )),
+            Cow::Owned(format!("invalid parameters of `{}`: {reason}", request.method)),
             None,
         ))
     }
 
     /// Accepts a subscription; rmcp takes out what the capabilities do not offer. Nothing of this server changes while
     /// it runs, but a client that opens one need not be refused.
-    fn accepted_subscription_filter(
-        &self,
-        requested: &SubscriptionFilter,
-    ) -> Option<SubscriptionFilter> {
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
         Some(requested.clone())
     }
 

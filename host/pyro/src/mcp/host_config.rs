@@ -47,10 +47,7 @@ impl HostConfig {
                     "type": "stdio", "command": program, "args": args, "env": {}, "timeout": CALL_TIMEOUT_SECONDS * 1000,
                 }}})),
             ),
-            HostKind::Codex => (
-                "Codex: add this to ~/.codex/config.toml",
-                codex(program, &args),
-            ),
+            HostKind::Codex => ("Codex: add this to ~/.codex/config.toml", codex(program, &args)),
             HostKind::Gemini => (
                 "Gemini CLI: put this into ~/.gemini/settings.json",
                 pretty(&json!({"mcpServers": {"pyro": {
@@ -66,9 +63,7 @@ impl HostConfig {
             ),
             HostKind::VsCode => (
                 "VS Code: put this into .vscode/mcp.json",
-                pretty(
-                    &json!({"servers": {"pyro": {"type": "stdio", "command": program, "args": args}}}),
-                ),
+                pretty(&json!({"servers": {"pyro": {"type": "stdio", "command": program, "args": args}}})),
             ),
             HostKind::Cursor => (
                 "Cursor: put this into .cursor/mcp.json of your project, or ~/.cursor/mcp.json",
@@ -76,19 +71,11 @@ impl HostConfig {
             ),
             HostKind::Zed => (
                 "Zed: put this into settings.json",
-                pretty(
-                    &json!({"context_servers": {"pyro": {"command": program, "args": args, "env": {}}}}),
-                ),
+                pretty(&json!({"context_servers": {"pyro": {"command": program, "args": args, "env": {}}}})),
             ),
-            HostKind::Goose => (
-                "Goose: put this into ~/.config/goose/config.yaml",
-                goose(program, &args),
-            ),
+            HostKind::Goose => ("Goose: put this into ~/.config/goose/config.yaml", goose(program, &args)),
         };
-        HostConfig {
-            place: place.to_owned(),
-            text,
-        }
+        HostConfig { place: place.to_owned(), text }
     }
 }
 
@@ -134,11 +121,7 @@ mod tests {
         ] {
             let config = HostConfig::new(host, "/opt/py ro/pyro", "/a \"b\"/p.toml");
             let value: Value = serde_json::from_str(&config.text).unwrap();
-            assert_eq!(
-                value.pointer(path),
-                Some(&json!("/a \"b\"/p.toml")),
-                "{host:?}"
-            );
+            assert_eq!(value.pointer(path), Some(&json!("/a \"b\"/p.toml")), "{host:?}");
         }
     }
 
@@ -147,13 +130,7 @@ mod tests {
         for host in [HostKind::Codex, HostKind::Goose] {
             let config = HostConfig::new(host, "/opt/py\"ro", "vm-run");
             assert!(config.text.contains(r#""/opt/py\"ro""#), "{}", config.text);
-            assert!(
-                config
-                    .text
-                    .contains(r#"["mcp","serve","--profile","vm-run"]"#),
-                "{}",
-                config.text
-            );
+            assert!(config.text.contains(r#"["mcp","serve","--profile","vm-run"]"#), "{}", config.text);
         }
     }
 }

@@ -48,29 +48,18 @@ impl CallObserver for Reports {
         if pending.len() == MAX_PENDING {
             pending.pop_front();
         }
-        pending.push_back(Report {
-            done,
-            total,
-            message: message.map(str::to_owned),
-        });
+        pending.push_back(Report { done, total, message: message.map(str::to_owned) });
         self.arrived.notify_one();
     }
 }
 
 impl Reports {
     fn next(&self) -> Option<Report> {
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     fn last(&self) -> Option<Report> {
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .drain(..)
-            .next_back()
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).drain(..).next_back()
     }
 }
 
@@ -87,21 +76,9 @@ pub(crate) struct ProgressSender {
 }
 
 impl ProgressSender {
-    pub(crate) fn new(
-        reports: Arc<Reports>,
-        peer: Peer<RoleServer>,
-        token: ProgressToken,
-    ) -> ProgressSender {
+    pub(crate) fn new(reports: Arc<Reports>, peer: Peer<RoleServer>, token: ProgressToken) -> ProgressSender {
         let now = Instant::now();
-        ProgressSender {
-            reports,
-            peer,
-            token,
-            scale: Scale::default(),
-            started: now,
-            last_sent: now,
-            burst: BURST,
-        }
+        ProgressSender { reports, peer, token, scale: Scale::default(), started: now, last_sent: now, burst: BURST }
     }
 
     /// Sends reports and heartbeats for as long as it is polled. Must be dropped with the call.
@@ -134,8 +111,7 @@ impl ProgressSender {
 
     async fn send_pending(&mut self) {
         while let Some(mut report) = self.reports.next() {
-            let earned = u32::try_from(self.last_sent.elapsed().as_millis() / MIN_GAP.as_millis())
-                .unwrap_or(BURST);
+            let earned = u32::try_from(self.last_sent.elapsed().as_millis() / MIN_GAP.as_millis()).unwrap_or(BURST);
             self.burst = self.burst.saturating_add(earned).min(BURST);
             if self.burst == 0 {
                 tokio::time::sleep_until(self.last_sent + MIN_GAP).await;
@@ -174,15 +150,9 @@ struct Scale {
 impl Scale {
     fn report(&mut self, report: Report) -> Report {
         let done = self.grown(report.done);
-        self.total = report
-            .total
-            .filter(|total| total.is_finite() && *total >= done);
+        self.total = report.total.filter(|total| total.is_finite() && *total >= done);
         self.message.clone_from(&report.message);
-        Report {
-            done,
-            total: self.total,
-            message: report.message,
-        }
+        Report { done, total: self.total, message: report.message }
     }
 
     fn heartbeat(&mut self, elapsed_seconds: u64) -> Report {
@@ -192,11 +162,7 @@ impl Scale {
             Some(message) => format!("{message} ({elapsed_seconds} s)"),
             None => format!("running for {elapsed_seconds} s"),
         };
-        Report {
-            done,
-            total: self.total,
-            message: Some(message),
-        }
+        Report { done, total: self.total, message: Some(message) }
     }
 
     fn grown(&mut self, wanted: f64) -> f64 {
@@ -217,21 +183,14 @@ mod tests {
     use super::*;
 
     fn report(done: f64, total: Option<f64>) -> Report {
-        Report {
-            done,
-            total,
-            message: Some("m".to_owned()),
-        }
+        Report { done, total, message: Some("m".to_owned()) }
     }
 
     #[test]
     fn growing_values_pass_unchanged() {
         let mut scale = Scale::default();
         for done in [0.0, 50.0, 100.0] {
-            assert_eq!(
-                scale.report(report(done, Some(100.0))),
-                report(done, Some(100.0))
-            );
+            assert_eq!(scale.report(report(done, Some(100.0))), report(done, Some(100.0)));
         }
     }
 
@@ -239,23 +198,9 @@ mod tests {
     fn every_value_is_above_the_one_before() {
         let mut scale = Scale::default();
         let mut last = f64::NEG_INFINITY;
-        for wanted in [
-            3.0,
-            3.0,
-            1.0,
-            f64::NAN,
-            f64::INFINITY,
-            1e300,
-            0.0,
-            2e300,
-            -5.0,
-        ] {
+        for wanted in [3.0, 3.0, 1.0, f64::NAN, f64::INFINITY, 1e300, 0.0, 2e300, -5.0] {
             let sent = scale.report(report(wanted, Some(10.0)));
-            assert!(
-                sent.done > last && sent.done.is_finite(),
-                "{wanted}: {} after {last}",
-                sent.done
-            );
+            assert!(sent.done > last && sent.done.is_finite(), "{wanted}: {} after {last}", sent.done);
             assert!(sent.total.is_none_or(|total| total >= sent.done));
             last = sent.done;
             let sent = scale.heartbeat(7);
@@ -267,10 +212,7 @@ mod tests {
     #[test]
     fn a_heartbeat_repeats_what_is_being_done() {
         let mut scale = Scale::default();
-        assert_eq!(
-            scale.heartbeat(5).message.as_deref(),
-            Some("running for 5 s")
-        );
+        assert_eq!(scale.heartbeat(5).message.as_deref(), Some("running for 5 s"));
         scale.report(report(1.0, None));
         assert_eq!(scale.heartbeat(10).message.as_deref(), Some("m (10 s)"));
     }

@@ -107,10 +107,7 @@ impl IdScanner {
                 }
             }
             b',' if self.depth == 1 => self.state = State::Key,
-            _ if self.depth == 0
-                && !byte.is_ascii_whitespace()
-                && !matches!(byte, 0xEF | 0xBB | 0xBF) =>
-            {
+            _ if self.depth == 0 && !byte.is_ascii_whitespace() && !matches!(byte, 0xEF | 0xBB | 0xBF) => {
                 self.not_an_object = true;
             }
             _ => self.keep(byte),
@@ -145,22 +142,13 @@ mod tests {
 
     #[test]
     fn the_id_is_found_first_and_last() {
-        assert_eq!(
-            request_id(br#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"#),
-            Some(json!(7))
-        );
+        assert_eq!(request_id(br#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"#), Some(json!(7)));
         assert_eq!(
             request_id(br#"{"method":"x","params":{"id":1,"a":[{"id":2}]},"id" : "a,}b" }"#),
             Some(json!("a,}b"))
         );
-        assert_eq!(
-            request_id(b"\xEF\xBB\xBF {\"id\":-3,\"method\":\"x\"}"),
-            Some(json!(-3))
-        );
-        assert_eq!(
-            request_id(br#"{"id":"q\"uote","method":"x"}"#),
-            Some(json!("q\"uote"))
-        );
+        assert_eq!(request_id(b"\xEF\xBB\xBF {\"id\":-3,\"method\":\"x\"}"), Some(json!(-3)));
+        assert_eq!(request_id(br#"{"id":"q\"uote","method":"x"}"#), Some(json!("q\"uote")));
     }
 
     #[test]
@@ -186,12 +174,7 @@ mod tests {
             br#""#,
             br#"{"method":"x","id":"#,
         ] {
-            assert_eq!(
-                request_id(message),
-                None,
-                "{}",
-                String::from_utf8_lossy(message)
-            );
+            assert_eq!(request_id(message), None, "{}", String::from_utf8_lossy(message));
         }
     }
 

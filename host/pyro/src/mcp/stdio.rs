@@ -56,11 +56,7 @@ fn kind_of(fd: OwnedFd, access: OFlags) -> io::Result<Kind> {
         FileType::Fifo => {
             let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
             // Without /proc the pipe still works, only slower.
-            match rustix::fs::open(
-                path,
-                access | OFlags::NONBLOCK | OFlags::CLOEXEC,
-                Mode::empty(),
-            ) {
+            match rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
                 Ok(own) => Ok(Kind::Pipe(own)),
                 Err(_) => Ok(Kind::Other(fd)),
             }
@@ -96,14 +92,10 @@ impl Input {
     pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Input::Socket(fd) => {
-                read_ready(fd, buffer, |fd, buffer| {
-                    rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT).map(|(n, _)| n)
-                })
-                .await
+                read_ready(fd, buffer, |fd, buffer| rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT).map(|(n, _)| n))
+                    .await
             }
-            Input::Pipe(fd) => {
-                read_ready(fd, buffer, |fd, buffer| rustix::io::read(fd, buffer)).await
-            }
+            Input::Pipe(fd) => read_ready(fd, buffer, |fd, buffer| rustix::io::read(fd, buffer)).await,
             Input::Blocking(file) => file.read(buffer).await,
         }
     }
@@ -172,10 +164,7 @@ impl Output {
     }
 
     /// Puts a message in line and writes as much as the stream takes now. The future ends when the line is empty.
-    pub(crate) fn send(
-        &self,
-        message: &[u8],
-    ) -> impl Future<Output = io::Result<()>> + Send + use<> {
+    pub(crate) fn send(&self, message: &[u8]) -> impl Future<Output = io::Result<()>> + Send + use<> {
         let now = {
             let mut unsent = self.shared.unsent();
             if unsent.is_empty() {
@@ -249,11 +238,7 @@ impl Sink {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             let result = match self {
-                Sink::Socket(fd) => rustix::net::send(
-                    fd.get_ref(),
-                    bytes,
-                    SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-                ),
+                Sink::Socket(fd) => rustix::net::send(fd.get_ref(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
                 Sink::Pipe(fd) => rustix::io::write(fd.get_ref(), bytes),
                 Sink::Blocking(fd) => rustix::io::write(fd, bytes),
             };
@@ -272,18 +257,8 @@ impl Sink {
             Sink::Socket(fd) | Sink::Pipe(fd) => {
                 let mut guard = fd.writable().await?;
                 // Readiness may be old news: ask the kernel, and wait for the next edge when it disagrees.
-                let mut poll = [rustix::event::PollFd::new(
-                    fd,
-                    rustix::event::PollFlags::OUT,
-                )];
-                if rustix::event::poll(
-                    &mut poll,
-                    Some(&rustix::event::Timespec {
-                        tv_sec: 0,
-                        tv_nsec: 0,
-                    }),
-                )? == 0
-                {
+                let mut poll = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::OUT)];
+                if rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
                     guard.clear_ready();
                 }
                 Ok(())

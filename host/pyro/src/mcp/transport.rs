@@ -48,22 +48,12 @@ pub(crate) struct LineTransport {
 
 impl LineTransport {
     pub(crate) fn new(input: Input, output: Output, closed: CancellationToken) -> LineTransport {
-        LineTransport {
-            input,
-            output,
-            closed,
-            lines: LineBuffer::default(),
-            chunk: vec![0; READ_BYTES],
-            opened: false,
-        }
+        LineTransport { input, output, closed, lines: LineBuffer::default(), chunk: vec![0; READ_BYTES], opened: false }
     }
 
     /// Understands a line, or answers it.
     fn read_line(&mut self, line: &[u8]) -> Option<RxJsonRpcMessage<RoleServer>> {
-        let line = line
-            .strip_prefix(b"\xEF\xBB\xBF")
-            .unwrap_or(line)
-            .trim_ascii();
+        let line = line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line).trim_ascii();
         let first = line.first()?;
         if *first == b'[' {
             self.refuse_batch(line);
@@ -91,11 +81,8 @@ impl LineTransport {
             ClientRequest::PingRequest(_) | ClientRequest::DiscoverRequest(_) => false,
             other => {
                 let meta = other.get_meta();
-                meta.missing_required_keys(&ProtocolVersion::V_2026_07_28)
-                    .is_empty()
-                    && meta
-                        .protocol_version()
-                        .is_some_and(|v| ProtocolVersion::KNOWN_VERSIONS.contains(&v))
+                meta.missing_required_keys(&ProtocolVersion::V_2026_07_28).is_empty()
+                    && meta.protocol_version().is_some_and(|v| ProtocolVersion::KNOWN_VERSIONS.contains(&v))
             }
         };
         true
@@ -111,18 +98,10 @@ impl LineTransport {
                     || (value.get("method").is_some() && value.get("id").is_none())
             });
             if id.is_some() || !nobody_waits {
-                self.answer(
-                    INVALID_REQUEST,
-                    "the message is not a valid JSON-RPC 2.0 request",
-                    id,
-                );
+                self.answer(INVALID_REQUEST, "the message is not a valid JSON-RPC 2.0 request", id);
             }
         } else if id.is_some() {
-            self.answer(
-                PARSE_ERROR,
-                &format!("the message cannot be parsed: {error}"),
-                id,
-            );
+            self.answer(PARSE_ERROR, &format!("the message cannot be parsed: {error}"), id);
         } else {
             // Other servers are silent here too; an answer could start an endless exchange with an echoing peer.
             tracing::debug!(%error, "a line that is no message is ignored");
@@ -135,11 +114,7 @@ impl LineTransport {
             .unwrap_or_default()
             .iter()
             .filter(|item| item.get("method").is_some())
-            .filter_map(|item| {
-                item.get("id")
-                    .filter(|id| id.is_string() || id.is_i64())
-                    .cloned()
-            })
+            .filter_map(|item| item.get("id").filter(|id| id.is_string() || id.is_i64()).cloned())
             .collect();
         if ids.is_empty() {
             self.answer(INVALID_REQUEST, MESSAGE, None);
@@ -195,10 +170,7 @@ impl Transport<RoleServer> for LineTransport {
                         }
                     }
                     Line::TooLong(id) => {
-                        tracing::warn!(
-                            limit = MAX_LINE_BYTES,
-                            "a message over the limit is skipped"
-                        );
+                        tracing::warn!(limit = MAX_LINE_BYTES, "a message over the limit is skipped");
                         if id.is_some() {
                             let fact = format!("the message is longer than {MAX_LINE_BYTES} bytes");
                             self.answer(INVALID_REQUEST, &fact, id);
@@ -258,14 +230,8 @@ impl LineBuffer {
 
     fn next_line(&mut self) -> Option<Line> {
         let rest = self.bytes.get(self.searched..).unwrap_or_default();
-        let end = rest
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .map(|at| self.searched + at);
-        let line = self
-            .bytes
-            .get(self.start..end.unwrap_or(self.bytes.len()))
-            .unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == b'\n').map(|at| self.searched + at);
+        let line = self.bytes.get(self.start..end.unwrap_or(self.bytes.len())).unwrap_or_default();
         if self.skipping.is_none() && line.len() > MAX_LINE_BYTES {
             self.skipping = Some(IdScanner::default());
         }
@@ -314,25 +280,15 @@ mod tests {
         let text = b"one\n\ntwo\r\nthree\nfour";
         for size in 1..=text.len() {
             let pieces: Vec<&[u8]> = text.chunks(size).collect();
-            assert_eq!(
-                lines(&pieces),
-                ["one", "", "two\r", "three"],
-                "pieces of {size}"
-            );
+            assert_eq!(lines(&pieces), ["one", "", "two\r", "three"], "pieces of {size}");
         }
     }
 
     #[test]
     fn a_line_over_the_limit_is_skipped_and_its_id_kept() {
         let filler = vec![b'x'; MAX_LINE_BYTES / 2];
-        let pieces: &[&[u8]] = &[
-            br#"{"method":"tools/call","params":{"a":""#,
-            &filler,
-            &filler,
-            &filler,
-            br#""},"id":41}"#,
-            b"\nnext\n",
-        ];
+        let pieces: &[&[u8]] =
+            &[br#"{"method":"tools/call","params":{"a":""#, &filler, &filler, &filler, br#""},"id":41}"#, b"\nnext\n"];
         assert_eq!(lines(pieces), ["too long, id Some(Number(41))", "next"]);
     }
 

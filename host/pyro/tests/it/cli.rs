@@ -19,25 +19,13 @@ fn help_teaches() {
         insta::assert_snapshot!(name, run.stdout);
     }
     // Every command has a help text with a first line of its own.
-    for args in [
-        &["env"][..],
-        &["env", "pull"],
-        &["profile", "check"],
-        &["doctor"],
-        &["mcp", "config"],
-        &["completions"],
-    ] {
+    for args in
+        [&["env"][..], &["env", "pull"], &["profile", "check"], &["doctor"], &["mcp", "config"], &["completions"]]
+    {
         let mut all = args.to_vec();
         all.push("--help");
         let run = home.run(&all).expect_code(0);
-        assert!(
-            run.stdout
-                .lines()
-                .next()
-                .is_some_and(|line| !line.is_empty()),
-            "{args:?}: {}",
-            run.stdout
-        );
+        assert!(run.stdout.lines().next().is_some_and(|line| !line.is_empty()), "{args:?}: {}", run.stdout);
     }
 }
 
@@ -53,21 +41,8 @@ fn a_wrong_command_line_is_refused_before_anything_happens() {
     for (args, says) in [
         (&["run", "debian:12"][..], "<COMMAND>"),
         (&["run"], "<ENVIRONMENT>"),
-        (
-            &[
-                "run",
-                "debian:12",
-                "--mem-mib",
-                "99999999999999999999",
-                "--",
-                "true",
-            ],
-            "--mem-mib",
-        ),
-        (
-            &["run", "debian:12", "--mem-mb", "5", "--", "true"],
-            "--mem-mib",
-        ),
+        (&["run", "debian:12", "--mem-mib", "99999999999999999999", "--", "true"], "--mem-mib"),
+        (&["run", "debian:12", "--mem-mb", "5", "--", "true"], "--mem-mib"),
         (&["env", "lst"], "list"),
         (&["mcp", "config", "--host", "emacs"], "opencode"),
         (&["--engine", "vbox", "doctor"], "qemu"),
@@ -84,11 +59,7 @@ fn a_wrong_command_line_is_refused_before_anything_happens() {
 #[test]
 fn the_engine_may_be_named_in_the_environment() {
     let home = Home::new();
-    let output = home
-        .command(&["doctor"])
-        .env("PYRO_ENGINE", "vbox")
-        .output()
-        .unwrap();
+    let output = home.command(&["doctor"]).env("PYRO_ENGINE", "vbox").output().unwrap();
     let run = Run::from(output).expect_code(2);
     assert!(run.stderr.contains("vbox"), "{}", run.stderr);
 }
@@ -98,77 +69,39 @@ fn expect_failure(run: &Run, says: &[&str]) {
     assert!(run.stdout.is_empty(), "{}", run.stdout);
     assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
     for text in says {
-        assert!(
-            run.stderr.contains(text),
-            "{text:?} is not in {}",
-            run.stderr
-        );
+        assert!(run.stderr.contains(text), "{text:?} is not in {}", run.stderr);
     }
 }
 
 #[test]
 fn an_unknown_profile_names_the_one_that_was_meant() {
     let home = Home::new();
-    for args in [
-        &["profile", "check", "vm-rum"][..],
-        &["mcp", "serve", "--profile", "vm-rum"],
-    ] {
-        expect_failure(
-            &home.run(args).expect_code(1),
-            &["vm-rum", "hint:", "vm-run"],
-        );
+    for args in [&["profile", "check", "vm-rum"][..], &["mcp", "serve", "--profile", "vm-rum"]] {
+        expect_failure(&home.run(args).expect_code(1), &["vm-rum", "hint:", "vm-run"]);
     }
     // Where an exit code could be the command's, pyro's own failure has one that is not.
-    let run = home
-        .run(&["run", "debian:12", "--profile", "vm-rum", "--", "true"])
-        .expect_code(125);
+    let run = home.run(&["run", "debian:12", "--profile", "vm-rum", "--", "true"]).expect_code(125);
     expect_failure(&run, &["vm-rum", "hint:"]);
 }
 
 #[test]
 fn mistakes_in_a_profile_are_all_shown_with_their_lines() {
     let home = Home::new();
-    home.write(
-        "bad.toml",
-        "schema = 1\nname = \"x\"\n[components.exec]\nsorce = \"builtin:exec\"\ngrnts = []\n",
-    );
+    home.write("bad.toml", "schema = 1\nname = \"x\"\n[components.exec]\nsorce = \"builtin:exec\"\ngrnts = []\n");
     let run = home.run(&["profile", "check", "bad.toml"]).expect_code(1);
     expect_failure(&run, &["bad.toml:4", "sorce", "bad.toml:5", "grnts"]);
-    let run = home
-        .run(&["profile", "check", "bad.toml", "--json"])
-        .expect_code(1);
+    let run = home.run(&["profile", "check", "bad.toml", "--json"]).expect_code(1);
     let report = run.json();
     assert_eq!(report["ok"], false);
-    let found = report["diagnostics"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .any(|finding| {
-            finding["line"] == 4
-                && finding["code"] == "unknown_key"
-                && finding["hint"] == "did you mean `source`?"
-        });
+    let found = report["diagnostics"].as_array().unwrap().iter().any(|finding| {
+        finding["line"] == 4 && finding["code"] == "unknown_key" && finding["hint"] == "did you mean `source`?"
+    });
     assert!(found, "{report}");
 
     home.write("broken.toml", "schema = 1\nname = \n");
-    expect_failure(
-        &home
-            .run(&["profile", "check", "broken.toml"])
-            .expect_code(1),
-        &["broken.toml:2"],
-    );
-    expect_failure(
-        &home
-            .run(&["mcp", "serve", "--profile", "broken.toml"])
-            .expect_code(1),
-        &["broken.toml:2"],
-    );
-    expect_failure(
-        &home
-            .run(&["profile", "check", "./nowhere.toml"])
-            .expect_code(1),
-        &["nowhere.toml"],
-    );
+    expect_failure(&home.run(&["profile", "check", "broken.toml"]).expect_code(1), &["broken.toml:2"]);
+    expect_failure(&home.run(&["mcp", "serve", "--profile", "broken.toml"]).expect_code(1), &["broken.toml:2"]);
+    expect_failure(&home.run(&["profile", "check", "./nowhere.toml"]).expect_code(1), &["nowhere.toml"]);
 }
 
 #[test]
@@ -176,29 +109,14 @@ fn a_profile_is_checked_and_shown() {
     let home = Home::new();
     let run = home.run(&["profile", "check", "vm-run"]).expect_code(0);
     assert_eq!(run.stdout, "profile `vm-run` is fine: 1 tool\n");
-    let run = home
-        .run(&["profile", "check", "vm-run", "--json"])
-        .expect_code(0);
+    let run = home.run(&["profile", "check", "vm-run", "--json"]).expect_code(0);
     assert_eq!(run.json()["ok"], true);
 
     let run = home.run(&["profile", "show", "vm-run"]).expect_code(0);
-    for text in [
-        "profile vm-run",
-        "component exec",
-        "sha256:",
-        "tool vm_run",
-        "machines",
-    ] {
-        assert!(
-            run.stdout.contains(text),
-            "{text:?} is not in {}",
-            run.stdout
-        );
+    for text in ["profile vm-run", "component exec", "sha256:", "tool vm_run", "machines"] {
+        assert!(run.stdout.contains(text), "{text:?} is not in {}", run.stdout);
     }
-    let shown = home
-        .run(&["profile", "show", "vm-run", "--json"])
-        .expect_code(0)
-        .json();
+    let shown = home.run(&["profile", "show", "vm-run", "--json"]).expect_code(0).json();
     assert_eq!(shown["tools"][0]["name"], "vm_run", "{shown}");
     assert!(!home.path().join("pyro").exists(), "looking made something");
 }
@@ -216,44 +134,24 @@ fn a_refused_argument_is_pyros_failure_and_not_the_commands() {
         all.extend(["--", "true"]);
         expect_failure(&home.run(&all).expect_code(125), &[says, "hint:"]);
     }
-    let run = home
-        .run(&["run", "debian:21", "--", "true"])
-        .expect_code(125);
+    let run = home.run(&["run", "debian:21", "--", "true"]).expect_code(125);
     expect_failure(&run, &["debian:21", "hint:", "debian:12"]);
-    let run = home
-        .run(&["run", "debian:21", "--json", "--", "true"])
-        .expect_code(125);
-    assert_eq!(
-        run.json()["error"]["code"],
-        "unknown_environment",
-        "{}",
-        run.stdout
-    );
+    let run = home.run(&["run", "debian:21", "--json", "--", "true"]).expect_code(125);
+    assert_eq!(run.json()["error"]["code"], "unknown_environment", "{}", run.stdout);
 }
 
 #[test]
 fn an_interrupt_ends_a_run() {
     let home = Home::new();
     let pid_file = home.sleeping_program("mmdebstrap");
-    for (signal, code) in [
-        (rustix::process::Signal::INT, 130),
-        (rustix::process::Signal::TERM, 143),
-    ] {
+    for (signal, code) in [(rustix::process::Signal::INT, 130), (rustix::process::Signal::TERM, 143)] {
         let _ = std::fs::remove_file(&pid_file);
-        let mut child = home
-            .command(&["run", "debian:12", "--", "true"])
-            .spawn()
-            .unwrap();
+        let mut child = home.command(&["run", "debian:12", "--", "true"]).spawn().unwrap();
         let builder = crate::support::wait_for_pid(&pid_file);
         let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
         let mut stderr = String::new();
-        child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(code), "{stderr}");
         assert!(stderr.contains("interrupted"), "{stderr}");
         crate::support::wait_for_end(builder);
@@ -264,47 +162,21 @@ fn an_interrupt_ends_a_run() {
 fn environments_are_listed() {
     let home = Home::new();
     let list = home.run(&["env", "list", "--json"]).expect_code(0).json();
-    let names: Vec<&str> = list
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|item| item["name"].as_str().unwrap())
-        .collect();
-    assert!(
-        names.contains(&"debian:12") && names.is_sorted(),
-        "{names:?}"
-    );
-    assert!(
-        list.as_array()
-            .unwrap()
-            .iter()
-            .all(|item| item["installed"] == false),
-        "{list}"
-    );
+    let names: Vec<&str> = list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"debian:12") && names.is_sorted(), "{names:?}");
+    assert!(list.as_array().unwrap().iter().all(|item| item["installed"] == false), "{list}");
     let run = home.run(&["env", "list"]).expect_code(0);
     assert_eq!(run.stdout.lines().count(), names.len());
     assert!(run.stdout.contains("not installed"), "{}", run.stdout);
 
-    let report = home
-        .run(&["env", "inspect", "debian:12", "--json"])
-        .expect_code(0)
-        .json();
+    let report = home.run(&["env", "inspect", "debian:12", "--json"]).expect_code(0).json();
     assert_eq!(report["name"], "debian:12");
-    assert!(
-        report["packages"]
-            .as_array()
-            .unwrap()
-            .contains(&"git".into()),
-        "{report}"
-    );
+    assert!(report["packages"].as_array().unwrap().contains(&"git".into()), "{report}");
     home.run(&["env", "inspect", "debian:12"]).expect_code(0);
     let pruned = home.run(&["env", "prune", "--json"]).expect_code(0).json();
     assert_eq!(pruned["freed_bytes"], 0, "{pruned}");
     for verb in ["pull", "inspect"] {
-        expect_failure(
-            &home.run(&["env", verb, "debian:13"]).expect_code(1),
-            &["debian:13", "hint:", "debian:12"],
-        );
+        expect_failure(&home.run(&["env", verb, "debian:13"]).expect_code(1), &["debian:13", "hint:", "debian:12"]);
     }
 }
 
@@ -312,30 +184,16 @@ fn environments_are_listed() {
 fn an_interrupted_pull_is_undone() {
     let home = Home::new();
     let pid_file = home.sleeping_program("mmdebstrap");
-    let mut child = home
-        .command(&["env", "pull", "debian:12-base"])
-        .spawn()
-        .unwrap();
+    let mut child = home.command(&["env", "pull", "debian:12-base"]).spawn().unwrap();
     let builder = crate::support::wait_for_pid(&pid_file);
     let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let mut stderr = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut stderr)
-        .unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{stderr}");
     crate::support::wait_for_end(builder);
     let list = home.run(&["env", "list", "--json"]).expect_code(0).json();
-    assert!(
-        list.as_array()
-            .unwrap()
-            .iter()
-            .all(|item| item["installed"] == false),
-        "{list}"
-    );
+    assert!(list.as_array().unwrap().iter().all(|item| item["installed"] == false), "{list}");
 }
 
 #[test]
@@ -343,61 +201,24 @@ fn the_doctor_has_a_verdict_on_everything_and_a_fix_for_what_is_wrong() {
     let home = Home::new();
     let run = home.run(&["doctor", "--json"]);
     let report = run.json();
-    let failed = report["checks"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .any(|check| check["verdict"] == "failed");
+    let failed = report["checks"].as_array().unwrap().iter().any(|check| check["verdict"] == "failed");
     assert_eq!(run.code, Some(i32::from(failed)), "{report}");
     assert_eq!(report["ok"], !failed);
-    let names: Vec<&str> = report["checks"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| c["name"].as_str().unwrap())
-        .collect();
-    for name in [
-        "platform",
-        "engine",
-        "qemu",
-        "kvm",
-        "mmdebstrap",
-        "state directory",
-        "memory",
-    ] {
+    let names: Vec<&str> = report["checks"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    for name in ["platform", "engine", "qemu", "kvm", "mmdebstrap", "state directory", "memory"] {
         assert!(names.contains(&name), "{names:?}");
     }
 
     // Without anything in PATH there is nothing to run a microVM with.
-    let output = home
-        .command(&["doctor", "--json"])
-        .env("PATH", "/nowhere")
-        .output()
-        .unwrap();
+    let output = home.command(&["doctor", "--json"]).env("PATH", "/nowhere").output().unwrap();
     let report = Run::from(output).expect_code(1).json();
-    let qemu = report["checks"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|check| check["name"] == "qemu")
-        .unwrap();
+    let qemu = report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "qemu").unwrap();
     assert_eq!(qemu["verdict"], "failed");
-    assert!(
-        qemu["fix"].as_str().unwrap().contains("apt-get install"),
-        "{qemu}"
-    );
+    assert!(qemu["fix"].as_str().unwrap().contains("apt-get install"), "{qemu}");
 
-    let output = home
-        .command(&["doctor"])
-        .env("PATH", "/nowhere")
-        .output()
-        .unwrap();
+    let output = home.command(&["doctor"]).env("PATH", "/nowhere").output().unwrap();
     let run = Run::from(output).expect_code(1);
-    assert!(
-        run.stdout.contains("FAILED") && run.stdout.contains("fix:"),
-        "{}",
-        run.stdout
-    );
+    assert!(run.stdout.contains("FAILED") && run.stdout.contains("fix:"), "{}", run.stdout);
 }
 
 #[test]
@@ -405,54 +226,26 @@ fn completions_know_the_commands() {
     let home = Home::new();
     for shell in ["bash", "zsh", "fish"] {
         let run = home.run(&["completions", shell]).expect_code(0);
-        assert!(
-            run.stdout.contains("doctor") && run.stdout.contains("vcpu-count"),
-            "{shell}"
-        );
+        assert!(run.stdout.contains("doctor") && run.stdout.contains("vcpu-count"), "{shell}");
     }
-    let mut bash = std::process::Command::new("bash")
-        .arg("-n")
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut bash = std::process::Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
     let script = home.run(&["completions", "bash"]).stdout;
     std::io::Write::write_all(&mut bash.stdin.take().unwrap(), script.as_bytes()).unwrap();
-    assert!(
-        bash.wait().unwrap().success(),
-        "bash cannot read its completions"
-    );
+    assert!(bash.wait().unwrap().success(), "bash cannot read its completions");
 }
 
 #[test]
 fn hosts_are_told_absolute_paths() {
     let home = Home::new();
     let profile = home.write("own.toml", include_str!("../../../../profiles/vm-run.toml"));
-    for host in [
-        "claude", "codex", "gemini", "opencode", "vscode", "cursor", "zed", "goose",
-    ] {
-        let run = home
-            .run(&["mcp", "config", "--host", host, "--profile", "own.toml"])
-            .expect_code(0);
-        assert!(
-            run.stdout.contains(profile.to_str().unwrap()),
-            "{host}: {}",
-            run.stdout
-        );
-        assert!(
-            run.stdout.contains(env!("CARGO_BIN_EXE_pyro")),
-            "{host}: {}",
-            run.stdout
-        );
-        assert!(
-            run.stderr.contains("put this") || run.stderr.contains("add this"),
-            "{host}: {}",
-            run.stderr
-        );
+    for host in ["claude", "codex", "gemini", "opencode", "vscode", "cursor", "zed", "goose"] {
+        let run = home.run(&["mcp", "config", "--host", host, "--profile", "own.toml"]).expect_code(0);
+        assert!(run.stdout.contains(profile.to_str().unwrap()), "{host}: {}", run.stdout);
+        assert!(run.stdout.contains(env!("CARGO_BIN_EXE_pyro")), "{host}: {}", run.stdout);
+        assert!(run.stderr.contains("put this") || run.stderr.contains("add this"), "{host}: {}", run.stderr);
     }
     expect_failure(
-        &home
-            .run(&["mcp", "config", "--host", "claude", "--profile", "vm-rum"])
-            .expect_code(1),
+        &home.run(&["mcp", "config", "--host", "claude", "--profile", "vm-rum"]).expect_code(1),
         &["vm-rum"],
     );
 }
@@ -463,12 +256,7 @@ fn a_reader_that_goes_away_is_no_error() {
     let mut child = home.command(&["completions", "zsh"]).spawn().unwrap();
     drop(child.stdout.take());
     let mut stderr = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut stderr)
-        .unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     let status = child.wait().unwrap();
     assert!(stderr.is_empty(), "{stderr}");
     // The script may have fitted into the pipe before it was closed.
@@ -478,16 +266,7 @@ fn a_reader_that_goes_away_is_no_error() {
 #[test]
 fn a_log_filter_that_is_none_is_said_once_and_replaced() {
     let home = Home::new();
-    let output = home
-        .command(&["env", "list"])
-        .env("PYRO_LOG", "a=b=c")
-        .output()
-        .unwrap();
+    let output = home.command(&["env", "list"]).env("PYRO_LOG", "a=b=c").output().unwrap();
     let run = Run::from(output).expect_code(0);
-    assert_eq!(
-        run.stderr.matches("warning: PYRO_LOG").count(),
-        1,
-        "{}",
-        run.stderr
-    );
+    assert_eq!(run.stderr.matches("warning: PYRO_LOG").count(), 1, "{}", run.stderr);
 }

@@ -39,13 +39,7 @@ fn the_stateless_revision_needs_no_handshake() {
         let mut client = Client::start(&home, VM_RUN, wire);
         client.stateless();
         let discovered = client.request("server/discover", json!({}))["result"].clone();
-        assert!(
-            discovered["supportedVersions"]
-                .as_array()
-                .unwrap()
-                .contains(&json!("2026-07-28")),
-            "{discovered}"
-        );
+        assert!(discovered["supportedVersions"].as_array().unwrap().contains(&json!("2026-07-28")), "{discovered}");
         let listed = client.request("tools/list", json!({}))["result"].clone();
         for result in [&discovered, &listed] {
             assert_eq!(result["resultType"], "complete", "{result}");
@@ -56,13 +50,8 @@ fn the_stateless_revision_needs_no_handshake() {
         // What an older client may do is unknown here.
         assert_eq!(client.request("ping", json!({}))["error"]["code"], -32601);
         // A subscription is acknowledged and ends with the server.
-        let id = client.send(
-            "subscriptions/listen",
-            json!({"notifications": {"toolsListChanged": true}}),
-        );
-        let ack = client.next(SOON, |m| {
-            m["method"] == "notifications/subscriptions/acknowledged"
-        });
+        let id = client.send("subscriptions/listen", json!({"notifications": {"toolsListChanged": true}}));
+        let ack = client.next(SOON, |m| m["method"] == "notifications/subscriptions/acknowledged");
         assert!(ack.is_some(), "no acknowledgement for {id}");
         let (status, took) = client.close();
         assert!(status.success() && took < PROMPT, "{status} after {took:?}");
@@ -76,16 +65,10 @@ fn a_request_without_its_metadata_and_without_a_handshake_is_refused() {
     client.notify("notifications/initialized", json!({}));
     client.notify("notifications/cancelled", json!({"requestId": 3}));
     client.line(r#"{"jsonrpc":"2.0","id":77,"result":{}}"#);
-    assert_eq!(
-        client.request("tools/list", json!({}))["error"]["code"],
-        -32602
-    );
+    assert_eq!(client.request("tools/list", json!({}))["error"]["code"], -32602);
     assert_eq!(client.request("ping", json!({}))["result"], json!({}));
     // None of it ended the server.
-    assert_eq!(
-        client.initialize("2025-11-25")["serverInfo"]["name"],
-        "pyro"
-    );
+    assert_eq!(client.initialize("2025-11-25")["serverInfo"]["name"], "pyro");
 }
 
 #[test]
@@ -94,10 +77,7 @@ fn the_tools_are_those_of_the_profile_with_real_schemas() {
     let mut client = Client::ready(&home);
     let listed = client.request("tools/list", json!({}))["result"].clone();
     assert_eq!(listed["_meta"][SERVER_INFO]["name"], "pyro");
-    assert!(
-        listed.get("resultType").is_none() && listed.get("ttlMs").is_none(),
-        "{listed}"
-    );
+    assert!(listed.get("resultType").is_none() && listed.get("ttlMs").is_none(), "{listed}");
     let tools = listed["tools"].as_array().unwrap();
     let names: Vec<&Value> = tools.iter().map(|tool| &tool["name"]).collect();
     assert_eq!(names, ["vm_run"]);
@@ -105,25 +85,13 @@ fn the_tools_are_those_of_the_profile_with_real_schemas() {
         assert_eq!(tool["inputSchema"]["type"], "object");
         assert_eq!(tool["inputSchema"]["additionalProperties"], false);
         assert_eq!(tool["outputSchema"]["type"], "object");
-        assert!(
-            tool["description"]
-                .as_str()
-                .is_some_and(|text| !text.is_empty())
-        );
-        for hint in [
-            "readOnlyHint",
-            "destructiveHint",
-            "idempotentHint",
-            "openWorldHint",
-        ] {
+        assert!(tool["description"].as_str().is_some_and(|text| !text.is_empty()));
+        for hint in ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"] {
             assert!(tool["annotations"][hint].is_boolean(), "{hint}: {tool}");
         }
     }
     assert_eq!(client.request("tools/list", json!({}))["result"], listed);
-    assert_eq!(
-        client.request("tools/list", json!({"cursor": "2"}))["error"]["code"],
-        -32602
-    );
+    assert_eq!(client.request("tools/list", json!({"cursor": "2"}))["error"]["code"], -32602);
 }
 
 #[test]
@@ -131,19 +99,10 @@ fn wrong_arguments_are_results_that_say_what_to_do() {
     let home = Home::new();
     let mut client = Client::ready(&home);
     for (arguments, says) in [
-        (
-            json!({"environment": "debian:12", "command": "true", "timeout": 5}),
-            "timeout_seconds",
-        ),
+        (json!({"environment": "debian:12", "command": "true", "timeout": 5}), "timeout_seconds"),
         (json!({"environment": "debian:12"}), "command"),
-        (
-            json!({"environment": "debian:12", "command": "true", "mem_mib": "lots"}),
-            "mem_mib",
-        ),
-        (
-            json!({"environment": "debian:12", "command": "true", "vcpu_count": 0}),
-            "vcpu_count",
-        ),
+        (json!({"environment": "debian:12", "command": "true", "mem_mib": "lots"}), "mem_mib"),
+        (json!({"environment": "debian:12", "command": "true", "vcpu_count": 0}), "vcpu_count"),
         (json!({}), "environment"),
     ] {
         let result = client.call("vm_run", arguments.clone())["result"].clone();
@@ -162,23 +121,10 @@ fn wrong_arguments_are_results_that_say_what_to_do() {
 fn an_unknown_environment_is_an_error_of_the_tool() {
     let home = Home::new();
     let mut client = Client::ready(&home);
-    let result = client.call(
-        "vm_run",
-        json!({"environment": "debian:21", "command": "true"}),
-    )["result"]
-        .clone();
+    let result = client.call("vm_run", json!({"environment": "debian:21", "command": "true"}))["result"].clone();
     assert_eq!(result["isError"], true, "{result}");
-    assert_eq!(
-        result["_meta"]["pyro/error"]["code"], "unknown_environment",
-        "{result}"
-    );
-    assert!(
-        result["content"][0]["text"]
-            .as_str()
-            .unwrap()
-            .contains("debian:12"),
-        "{result}"
-    );
+    assert_eq!(result["_meta"]["pyro/error"]["code"], "unknown_environment", "{result}");
+    assert!(result["content"][0]["text"].as_str().unwrap().contains("debian:12"), "{result}");
 }
 
 #[test]
@@ -193,34 +139,15 @@ fn faults_of_the_protocol_are_protocol_errors() {
         }
         let unknown = client.call("vm_rum", json!({}))["error"].clone();
         assert_eq!(unknown["code"], -32602, "{unknown}");
-        assert!(
-            unknown["message"]
-                .as_str()
-                .unwrap()
-                .contains("did you mean `vm_run`?"),
-            "{unknown}"
-        );
+        assert!(unknown["message"].as_str().unwrap().contains("did you mean `vm_run`?"), "{unknown}");
         assert_eq!(unknown["data"]["tools"], json!(["vm_run"]));
-        for params in [
-            json!({"nome": "vm_run"}),
-            json!({"name": "vm_run", "arguments": [1]}),
-            json!({"name": 5}),
-        ] {
+        for params in [json!({"nome": "vm_run"}), json!({"name": "vm_run", "arguments": [1]}), json!({"name": 5})] {
             let answer = client.request("tools/call", params.clone());
             assert_eq!(answer["error"]["code"], -32602, "{params}: {answer}");
         }
-        assert_eq!(
-            client.request("no/such/method", json!({}))["error"]["code"],
-            -32601
-        );
-        assert_eq!(
-            client.request("resources/read", json!({"uri": "x:y"}))["error"]["code"],
-            -32601
-        );
-        assert_eq!(
-            client.request("logging/setLevel", json!({"level": "info"}))["error"]["code"],
-            -32601
-        );
+        assert_eq!(client.request("no/such/method", json!({}))["error"]["code"], -32601);
+        assert_eq!(client.request("resources/read", json!({"uri": "x:y"}))["error"]["code"], -32601);
+        assert_eq!(client.request("logging/setLevel", json!({"level": "info"}))["error"]["code"], -32601);
     }
 }
 
@@ -230,68 +157,26 @@ fn every_line_that_has_an_id_is_answered() {
     let mut client = Client::ready(&home);
     let deep = |open: &str| open.repeat(100_000);
     for (line, id, code) in [
-        (
-            format!(
-                r#"{{"jsonrpc":"2.0","id":900,"method":"tools/call","params":{}"#,
-                deep("[")
-            ),
-            json!(900),
-            -32700,
-        ),
-        (
-            format!(
-                r#"{{"method":"tools/call","params":{}{},"id":"d"}}"#,
-                deep("["),
-                deep("]")
-            ),
-            json!("d"),
-            -32700,
-        ),
-        (
-            r#"{"jsonrpc":"2.0","id":901,"method":"tools/list""#.to_owned(),
-            json!(901),
-            -32700,
-        ),
-        (
-            r#"{"jsonrpc":"2.0","id":902,"method":5}"#.to_owned(),
-            json!(902),
-            -32600,
-        ),
-        (
-            r#"{"jsonrpc":"1.0","id":903,"method":"tools/list"}"#.to_owned(),
-            json!(903),
-            -32600,
-        ),
-        (
-            r#"[{"jsonrpc":"2.0","id":904,"method":"tools/list"}]"#.to_owned(),
-            json!(904),
-            -32600,
-        ),
+        (format!(r#"{{"jsonrpc":"2.0","id":900,"method":"tools/call","params":{}"#, deep("[")), json!(900), -32700),
+        (format!(r#"{{"method":"tools/call","params":{}{},"id":"d"}}"#, deep("["), deep("]")), json!("d"), -32700),
+        (r#"{"jsonrpc":"2.0","id":901,"method":"tools/list""#.to_owned(), json!(901), -32700),
+        (r#"{"jsonrpc":"2.0","id":902,"method":5}"#.to_owned(), json!(902), -32600),
+        (r#"{"jsonrpc":"1.0","id":903,"method":"tools/list"}"#.to_owned(), json!(903), -32600),
+        (r#"[{"jsonrpc":"2.0","id":904,"method":"tools/list"}]"#.to_owned(), json!(904), -32600),
         ("[]".to_owned(), Value::Null, -32600),
         ("5".to_owned(), Value::Null, -32600),
-        (
-            r#"{"jsonrpc":"2.0","id":null,"method":"tools/list"}"#.to_owned(),
-            Value::Null,
-            -32600,
-        ),
-        (
-            r#"{"jsonrpc":"2.0","id":1.5,"method":"tools/list"}"#.to_owned(),
-            Value::Null,
-            -32600,
-        ),
+        (r#"{"jsonrpc":"2.0","id":null,"method":"tools/list"}"#.to_owned(), Value::Null, -32600),
+        (r#"{"jsonrpc":"2.0","id":1.5,"method":"tools/list"}"#.to_owned(), Value::Null, -32600),
     ] {
         client.line(&line);
         let short: String = line.chars().take(100).collect();
-        let answer = client
-            .next(SOON, |m| m.get("method").is_none())
-            .unwrap_or_else(|| panic!("no answer to {short}"));
+        let answer = client.next(SOON, |m| m.get("method").is_none()).unwrap_or_else(|| panic!("no answer to {short}"));
         assert_eq!(answer["id"], id, "{short}: {answer}");
         assert_eq!(answer["error"]["code"], code, "{short}: {answer}");
         // The schema of MCP knows errors without an id, but none with null.
         assert_eq!(answer.get("id").is_none(), id.is_null(), "{answer}");
     }
-    let mut not_utf8 =
-        br#"{"jsonrpc":"2.0","id":905,"method":"tools/list","params":{"a":""#.to_vec();
+    let mut not_utf8 = br#"{"jsonrpc":"2.0","id":905,"method":"tools/list","params":{"a":""#.to_vec();
     not_utf8.extend(b"\xff\xfe\"}}\n");
     client.raw(&not_utf8);
     assert_eq!(client.answer(&json!(905))["error"]["code"], -32700);
@@ -302,9 +187,7 @@ fn noise_is_passed_over() {
     let home = Home::new();
     let mut client = Client::ready(&home);
     client.raw(b"\n\r\n   \nnot json\n\xff\xfe\x00\n{\"jsonrpc\":\"2.0\",\"method\":\"x/y\"}\n");
-    client.line(
-        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}"#,
-    );
+    client.line(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":12345}}"#);
     client.raw(b"\xEF\xBB\xBF{\"jsonrpc\":\"2.0\",\"id\":800,\"method\":\"tools/list\"}\r\n");
     let answer = client.next(SOON, |_| true).unwrap();
     assert_eq!(answer["id"], 800, "{answer}");
@@ -319,22 +202,12 @@ fn a_line_that_is_too_long_is_answered_and_the_next_one_read() {
         client.initialize("2025-11-25");
         let filler = "x".repeat(17 * 1024 * 1024);
         // Where the id stands depends on the client.
-        client.line(&format!(
-            r#"{{"jsonrpc":"2.0","id":700,"method":"tools/call","params":{{"a":"{filler}"}}}}"#
-        ));
-        client.line(&format!(
-            r#"{{"method":"tools/call","params":{{"a":"{filler}"}},"jsonrpc":"2.0","id":701}}"#
-        ));
+        client.line(&format!(r#"{{"jsonrpc":"2.0","id":700,"method":"tools/call","params":{{"a":"{filler}"}}}}"#));
+        client.line(&format!(r#"{{"method":"tools/call","params":{{"a":"{filler}"}},"jsonrpc":"2.0","id":701}}"#));
         for id in [700, 701] {
             let answer = client.answer(&json!(id));
             assert_eq!(answer["error"]["code"], -32600, "{answer}");
-            assert!(
-                answer["error"]["message"]
-                    .as_str()
-                    .unwrap()
-                    .contains("16777216"),
-                "{answer}"
-            );
+            assert!(answer["error"]["message"].as_str().unwrap().contains("16777216"), "{answer}");
         }
         assert!(client.request("tools/list", json!({}))["result"]["tools"].is_array());
     }
@@ -364,15 +237,9 @@ fn a_cancelled_call_ends_at_once_and_is_not_answered() {
     let (id, pid) = begin_endless_call(&home, &mut client);
     // Others are served meanwhile.
     assert!(client.request("tools/list", json!({}))["result"]["tools"].is_array());
-    client.notify(
-        "notifications/cancelled",
-        json!({"requestId": id, "reason": "enough"}),
-    );
+    client.notify("notifications/cancelled", json!({"requestId": id, "reason": "enough"}));
     assert!(wait_for_end(pid) < PROMPT);
-    assert_eq!(
-        client.next(Duration::from_millis(500), |m| m["id"] == json!(id)),
-        None
-    );
+    assert_eq!(client.next(Duration::from_millis(500), |m| m["id"] == json!(id)), None);
     assert!(client.request("tools/list", json!({}))["result"]["tools"].is_array());
     assert!(client.close().0.success());
 }
@@ -428,13 +295,8 @@ fn a_silent_call_gives_signs_of_life() {
     let mut last = f64::NEG_INFINITY;
     let mut latest = started;
     while started.elapsed() < Duration::from_secs(12) {
-        let Some(message) = client.next(Duration::from_secs(10), |m| {
-            m["method"] == "notifications/progress"
-        }) else {
-            panic!(
-                "ten seconds of silence, {:?} after the last sign",
-                latest.elapsed()
-            );
+        let Some(message) = client.next(Duration::from_secs(10), |m| m["method"] == "notifications/progress") else {
+            panic!("ten seconds of silence, {:?} after the last sign", latest.elapsed());
         };
         assert_eq!(message["params"]["progressToken"], "t");
         let progress = message["params"]["progress"].as_f64().unwrap();
@@ -452,12 +314,7 @@ fn answers_to_a_client_that_reads_late_are_complete_and_in_order() {
         client.initialize("2025-11-25");
         // Far more than the stream holds.
         let lines: String = (0..2_000)
-            .map(|n| {
-                format!(
-                    "{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"tools/list\"}}\n",
-                    10_000 + n
-                )
-            })
+            .map(|n| format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"tools/list\"}}\n", 10_000 + n))
             .collect();
         client.raw(lines.as_bytes());
         for n in 0..2_000 {

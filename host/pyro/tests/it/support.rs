@@ -25,9 +25,7 @@ pub struct Home {
 
 impl Home {
     pub fn new() -> Home {
-        Home {
-            directory: tempfile::tempdir().unwrap(),
-        }
+        Home { directory: tempfile::tempdir().unwrap() }
     }
 
     pub fn path(&self) -> &Path {
@@ -44,10 +42,7 @@ impl Home {
     /// Puts a program in front of the ones of this machine. It writes its process id to `NAME.pid`, then sleeps.
     pub fn sleeping_program(&self, name: &str) -> PathBuf {
         let pid_file = self.path().join(format!("{name}.pid"));
-        let text = format!(
-            "#!/bin/sh\necho $$ > {}\nexec sleep 600\n",
-            pid_file.display()
-        );
+        let text = format!("#!/bin/sh\necho $$ > {}\nexec sleep 600\n", pid_file.display());
         let path = self.write(&format!("bin/{name}"), &text);
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         pid_file
@@ -62,10 +57,7 @@ impl Home {
             .env_clear()
             .env("HOME", self.path())
             .env("PYRO_HOME", self.path().join("pyro"))
-            .env(
-                "PATH",
-                format!("{}:{system}", self.path().join("bin").display()),
-            )
+            .env("PATH", format!("{}:{system}", self.path().join("bin").display()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -98,20 +90,13 @@ impl From<Output> for Run {
 impl Run {
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Run {
-        assert_eq!(
-            self.code,
-            Some(code),
-            "stdout: {}\nstderr: {}",
-            self.stdout,
-            self.stderr
-        );
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self
     }
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
 }
 
@@ -138,44 +123,32 @@ impl Client {
         all.extend(args);
         let mut command = home.command(&all);
         command.stderr(Stdio::inherit());
-        let (child, input, output): (Child, Box<dyn Write + Send>, Box<dyn Read + Send>) =
-            match wire {
-                Wire::Pipes => {
-                    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-                    let (input, output) =
-                        (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-                    (child, Box::new(input), Box::new(output))
-                }
-                Wire::Sockets => {
-                    let (input, theirs_in) = UnixStream::pair().unwrap();
-                    let (output, theirs_out) = UnixStream::pair().unwrap();
-                    command
-                        .stdin(OwnedFd::from(theirs_in))
-                        .stdout(OwnedFd::from(theirs_out));
-                    let child = command.spawn().unwrap();
-                    (child, Box::new(input), Box::new(output))
-                }
-            };
+        let (child, input, output): (Child, Box<dyn Write + Send>, Box<dyn Read + Send>) = match wire {
+            Wire::Pipes => {
+                let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+                let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+                (child, Box::new(input), Box::new(output))
+            }
+            Wire::Sockets => {
+                let (input, theirs_in) = UnixStream::pair().unwrap();
+                let (output, theirs_out) = UnixStream::pair().unwrap();
+                command.stdin(OwnedFd::from(theirs_in)).stdout(OwnedFd::from(theirs_out));
+                let child = command.spawn().unwrap();
+                (child, Box::new(input), Box::new(output))
+            }
+        };
         let (sender, messages) = channel();
         thread::spawn(move || {
             for line in BufReader::new(output).lines() {
                 let Ok(line) = line else { return };
                 // Nothing but MCP may come out: anything else becomes a value that no test expects.
-                let message =
-                    serde_json::from_str(&line).unwrap_or_else(|_| json!({ "not JSON": line }));
+                let message = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "not JSON": line }));
                 if sender.send(message).is_err() {
                     return;
                 }
             }
         });
-        Client {
-            child,
-            input: Some(input),
-            messages,
-            waiting: VecDeque::new(),
-            next_id: 1,
-            meta: None,
-        }
+        Client { child, input: Some(input), messages, waiting: VecDeque::new(), next_id: 1, meta: None }
     }
 
     /// A client that has shaken hands.
@@ -224,9 +197,7 @@ impl Client {
                 params["_meta"][key] = value.clone();
             }
         }
-        self.line(
-            &json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string(),
-        );
+        self.line(&json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string());
         id
     }
 
@@ -237,8 +208,7 @@ impl Client {
 
     #[track_caller]
     pub fn answer(&mut self, id: &Value) -> Value {
-        self.next(SOON, |message| message["id"] == *id)
-            .unwrap_or_else(|| panic!("no answer for {id}"))
+        self.next(SOON, |message| message["id"] == *id).unwrap_or_else(|| panic!("no answer for {id}"))
     }
 
     pub fn call(&mut self, name: &str, arguments: Value) -> Value {
@@ -252,10 +222,7 @@ impl Client {
         }
         let deadline = Instant::now() + limit;
         loop {
-            match self
-                .messages
-                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            {
+            match self.messages.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(message) if fits(&message) => return Some(message),
                 Ok(message) => self.waiting.push_back(message),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
@@ -297,17 +264,10 @@ impl Drop for Client {
 pub fn wait_for_pid(file: &Path) -> i32 {
     let started = Instant::now();
     loop {
-        if let Some(pid) = fs::read_to_string(file)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-        {
+        if let Some(pid) = fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()) {
             return pid;
         }
-        assert!(
-            started.elapsed() < SOON,
-            "{} does not appear",
-            file.display()
-        );
+        assert!(started.elapsed() < SOON, "{} does not appear", file.display());
         thread::sleep(Duration::from_millis(5));
     }
 }

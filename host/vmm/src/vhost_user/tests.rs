@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
-};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -41,8 +39,7 @@ fn start() -> (VhostUserVsock, Qemu) {
     let memfd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&memfd, MEMORY as u64).unwrap();
     let file = FileOffset::new(File::from(memfd), 0);
-    let mem =
-        GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(file))]).unwrap();
+    let mem = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY, Some(file))]).unwrap();
     let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).unwrap();
     let mut qemu = Qemu {
         frontend,
@@ -69,15 +66,10 @@ impl Qemu {
         // Every message is answered, so each is done when its call returns.
         self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         self.frontend.set_features(features).unwrap();
-        let (_, config) = self
-            .frontend
-            .get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8])
-            .unwrap();
+        let (_, config) = self.frontend.get_config(0, 8, VhostUserConfigFlags::empty(), &[0; 8]).unwrap();
         assert_eq!(config, CID.to_le_bytes());
         let region = self.mem.find_region(GuestAddress(0)).unwrap();
-        self.frontend
-            .set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()])
-            .unwrap();
+        self.frontend.set_mem_table(&[VhostUserMemoryRegionInfo::from_guest_region(region).unwrap()]).unwrap();
     }
 
     fn start_rings(&mut self, positions: [u16; 2]) {
@@ -96,9 +88,7 @@ impl Qemu {
                 log_addr: None,
             };
             self.frontend.set_vring_addr(index, &addresses).unwrap();
-            self.frontend
-                .set_vring_kick(index, &self.kicks[index])
-                .unwrap();
+            self.frontend.set_vring_kick(index, &self.kicks[index]).unwrap();
             self.frontend.set_vring_enable(index, true).unwrap();
         }
     }
@@ -106,9 +96,7 @@ impl Qemu {
     /// Says how to notify the guest: QEMU does so after all queues run.
     fn set_calls(&mut self) {
         for index in 0..2 {
-            self.frontend
-                .set_vring_call(index, &self.calls[index])
-                .unwrap();
+            self.frontend.set_vring_call(index, &self.calls[index]).unwrap();
         }
     }
 
@@ -126,10 +114,7 @@ impl Qemu {
         // The device must not see the chain before its bytes are there.
         let addr = self.rings[1].next_address().unwrap();
         self.mem.write_slice(&bytes, GuestAddress(addr)).unwrap();
-        assert_eq!(
-            self.rings[1].post(&self.mem, &[bytes.len() as u32], false),
-            Some(vec![addr])
-        );
+        assert_eq!(self.rings[1].post(&self.mem, &[bytes.len() as u32], false), Some(vec![addr]));
         self.kicks[1].write(1).unwrap();
     }
 
@@ -141,22 +126,13 @@ impl Qemu {
             let done = self.rings[0].reap(&self.mem);
             self.rings[1].reap(&self.mem);
             if !done.is_empty() {
-                return done
-                    .into_iter()
-                    .map(|(chain, len)| self.read(&chain, len))
-                    .collect();
+                return done.into_iter().map(|(chain, len)| self.read(&chain, len)).collect();
             }
             assert!(Instant::now() < deadline, "no packet");
             // SAFETY: the descriptor belongs to `calls`, which outlives the borrow.
             let call = unsafe { BorrowedFd::borrow_raw(self.calls[0].as_raw_fd()) };
-            let wait = Timespec {
-                tv_sec: 0,
-                tv_nsec: 50_000_000,
-            };
-            let _ = poll(
-                &mut [PollFd::from_borrowed_fd(call, PollFlags::IN)],
-                Some(&wait),
-            );
+            let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+            let _ = poll(&mut [PollFd::from_borrowed_fd(call, PollFlags::IN)], Some(&wait));
             let _ = self.calls[0].read();
         }
     }
@@ -175,14 +151,9 @@ impl Qemu {
 
     fn read(&self, chain: &[(u16, u64, u32)], len: u32) -> Packet {
         let mut bytes = vec![0; len as usize];
-        self.mem
-            .read_slice(&mut bytes, GuestAddress(chain[0].1))
-            .unwrap();
+        self.mem.read_slice(&mut bytes, GuestAddress(chain[0].1)).unwrap();
         let header = Header::decode(bytes.first_chunk().unwrap());
-        Packet {
-            header,
-            payload: bytes.split_off(HEADER_LEN),
-        }
+        Packet { header, payload: bytes.split_off(HEADER_LEN) }
     }
 
     #[track_caller]
@@ -196,9 +167,7 @@ impl Qemu {
     fn open(&mut self, device: &VhostUserVsock) -> (UnixStream, u32) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (sender, outcome) = channel();
-        device
-            .handle()
-            .connect(1, theirs, move |outcome, _| sender.send(outcome).unwrap());
+        device.handle().connect(1, theirs, move |outcome, _| sender.send(outcome).unwrap());
         let request = self.take_one();
         assert_eq!(request.op(), Op::Request);
         let port = request.header.src_port;
@@ -246,17 +215,12 @@ fn a_pause_keeps_connections_and_a_reset_does_not() {
     std::thread::sleep(Duration::from_millis(20));
     assert!(qemu.calls[0].read().is_err());
     qemu.set_calls();
-    assert!(
-        qemu.interrupted(),
-        "the notification came too early and was lost"
-    );
+    assert!(qemu.interrupted(), "the notification came too early and was lost");
     assert_eq!(qemu.take_one().payload, b"while paused");
     qemu.echo(&mut host, port, b"after the pause");
 
     qemu.stop_rings();
-    qemu.mem
-        .write_slice(&[0; 0x2_0000], GuestAddress(0))
-        .unwrap();
+    qemu.mem.write_slice(&[0; 0x2_0000], GuestAddress(0)).unwrap();
     qemu.rings = [DriverRing::new(0), DriverRing::new(1)];
     qemu.start_rings([0, 0]);
     qemu.set_calls();
@@ -277,9 +241,7 @@ fn a_broken_ring_silences_the_device_until_it_is_reset() {
     assert_eq!(host.read(&mut [0; 1]).unwrap(), 0);
 
     qemu.stop_rings();
-    qemu.mem
-        .write_slice(&[0; 0x2_0000], GuestAddress(0))
-        .unwrap();
+    qemu.mem.write_slice(&[0; 0x2_0000], GuestAddress(0)).unwrap();
     qemu.rings = [DriverRing::new(0), DriverRing::new(1)];
     qemu.start_rings([0, 0]);
     qemu.set_calls();

@@ -17,9 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
-};
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -147,33 +145,20 @@ impl Block {
             jobs_changed: Condvar::new(),
             ended: AtomicBool::new(false),
         });
-        let mut block = Block {
-            shared: shared.clone(),
-            event: event.clone(),
-            config,
-            threads: Vec::new(),
-        };
+        let mut block = Block { shared: shared.clone(), event: event.clone(), config, threads: Vec::new() };
         let (queue_shared, queue_setup) = (shared.clone(), setup.clone());
-        block.threads.push(
-            std::thread::Builder::new()
-                .name(name.to_owned())
-                .spawn(move || {
-                    if queue_setup() {
-                        queue_shared.run_queue(&event);
-                    }
-                })?,
-        );
+        block.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if queue_setup() {
+                queue_shared.run_queue(&event);
+            }
+        })?);
         for index in 0..WORKERS {
             let (shared, setup) = (shared.clone(), setup.clone());
-            block.threads.push(
-                std::thread::Builder::new()
-                    .name(format!("{name}-{index}"))
-                    .spawn(move || {
-                        if setup() {
-                            shared.run_worker();
-                        }
-                    })?,
-            );
+            block.threads.push(std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
+                if setup() {
+                    shared.run_worker();
+                }
+            })?);
         }
         Ok(block)
     }
@@ -232,11 +217,7 @@ impl VirtioDevice for Block {
     fn drain(&self) {
         let mut jobs = lock(&self.shared.jobs);
         while jobs.under_way > 0 {
-            jobs = self
-                .shared
-                .jobs_changed
-                .wait(jobs)
-                .unwrap_or_else(PoisonError::into_inner);
+            jobs = self.shared.jobs_changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -376,10 +357,7 @@ impl BlockShared {
             return Some(self.finish(&active.ram, request, outcome));
         }
         self.counters.deferred.add(1);
-        lock(&self.jobs).waiting.push_back(Job {
-            active: active.clone(),
-            request,
-        });
+        lock(&self.jobs).waiting.push_back(Job { active: active.clone(), request });
         self.jobs_changed.notify_one();
         None
     }
@@ -408,23 +386,15 @@ impl BlockShared {
                 if jobs.ended {
                     return;
                 }
-                jobs = self
-                    .jobs_changed
-                    .wait(jobs)
-                    .unwrap_or_else(PoisonError::into_inner);
+                jobs = self.jobs_changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
             };
             drop(jobs);
-            let Job {
-                active,
-                mut request,
-            } = job;
+            let Job { active, mut request } = job;
             let outcome = self.serve(&active.ram, &mut request);
             let (head, len) = self.finish(&active.ram, request, outcome);
             if let Some(queue) = active.queues.first() {
                 let mut queue = lock(queue);
-                let result = queue
-                    .add_used(&active.ram, head, len)
-                    .and_then(|()| notify(&mut queue, &active));
+                let result = queue.add_used(&active.ram, head, len).and_then(|()| notify(&mut queue, &active));
                 if let Err(error) = result {
                     active.interrupt.mark_broken("virtio-blk", &error);
                 }
@@ -447,9 +417,7 @@ impl BlockShared {
         // The address was checked when the request was taken; memory never goes away.
         let _ = ram.write_obj(outcome.status, request.status);
         let elapsed = request.started.elapsed().as_micros();
-        self.counters
-            .busy_us
-            .add(u64::try_from(elapsed).unwrap_or(u64::MAX));
+        self.counters.busy_us.add(u64::try_from(elapsed).unwrap_or(u64::MAX));
         match (outcome.status, request.kind) {
             (STATUS_OK, request::READ) => {
                 self.counters.reads.add(1);
@@ -460,36 +428,23 @@ impl BlockShared {
             (STATUS_OK, _) => {}
             _ => self.counters.errors.add(1),
         }
-        (
-            request.head,
-            u32::try_from(outcome.written + 1).unwrap_or(u32::MAX),
-        )
+        (request.head, u32::try_from(outcome.written + 1).unwrap_or(u32::MAX))
     }
 
     fn in_bounds(&self, request: &Request) -> bool {
         let len = request.data.len() + request.done;
         let sectors = len.div_ceil(SECTOR);
-        len.is_multiple_of(SECTOR)
-            && request
-                .sector
-                .checked_add(sectors)
-                .is_some_and(|end| end <= self.disk.sectors)
+        len.is_multiple_of(SECTOR) && request.sector.checked_add(sectors).is_some_and(|end| end <= self.disk.sectors)
     }
 
     fn serve(&self, ram: &GuestRam, request: &mut Request) -> Outcome {
         let image = &self.disk.image;
         match request.kind {
-            request::READ | request::WRITE if !self.in_bounds(request) => {
-                Outcome::failed(STATUS_ERROR)
-            }
+            request::READ | request::WRITE if !self.in_bounds(request) => Outcome::failed(STATUS_ERROR),
             request::WRITE | request::DISCARD | request::WRITE_ZEROES if self.disk.read_only => {
                 Outcome::failed(STATUS_ERROR)
             }
-            request::READ => match image.read(
-                ram,
-                &mut request.data,
-                request.sector * SECTOR + request.done,
-            ) {
+            request::READ => match image.read(ram, &mut request.data, request.sector * SECTOR + request.done) {
                 Ok(count) => Outcome::read(request.done + count),
                 Err(error) => self.failed("read", &error),
             },
@@ -517,8 +472,7 @@ impl BlockShared {
         const UNMAP: u32 = 1;
         let discard = request.kind == request::DISCARD;
         let count = request.data.len() / RANGE;
-        if count == 0 || count > u64::from(MAX_RANGES) || !request.data.len().is_multiple_of(RANGE)
-        {
+        if count == 0 || count > u64::from(MAX_RANGES) || !request.data.len().is_multiple_of(RANGE) {
             return Outcome::failed(STATUS_ERROR);
         }
         for _ in 0..count {
@@ -529,17 +483,12 @@ impl BlockShared {
             if !whole {
                 return Outcome::failed(STATUS_ERROR);
             }
-            let (sector, sectors, flags) = (
-                u64::from_le_bytes(sector),
-                u32::from_le_bytes(sectors),
-                u32::from_le_bytes(flags),
-            );
+            let (sector, sectors, flags) =
+                (u64::from_le_bytes(sector), u32::from_le_bytes(sectors), u32::from_le_bytes(flags));
             if flags & !UNMAP != 0 || (discard && flags != 0) {
                 return Outcome::failed(STATUS_UNSUPPORTED);
             }
-            let fits = sector
-                .checked_add(u64::from(sectors))
-                .is_some_and(|end| end <= self.disk.sectors);
+            let fits = sector.checked_add(u64::from(sectors)).is_some_and(|end| end <= self.disk.sectors);
             if !fits || sectors > MAX_RANGE_SECTORS {
                 return Outcome::failed(STATUS_ERROR);
             }
@@ -547,9 +496,7 @@ impl BlockShared {
             let result = if discard {
                 self.disk.image.discard(offset, len)
             } else {
-                self.disk
-                    .image
-                    .write_zeroes(offset, len, flags & UNMAP != 0)
+                self.disk.image.write_zeroes(offset, len, flags & UNMAP != 0)
             };
             match result {
                 Ok(()) => {}
@@ -579,17 +526,11 @@ struct Outcome {
 
 impl Outcome {
     fn done() -> Outcome {
-        Outcome {
-            status: STATUS_OK,
-            written: 0,
-        }
+        Outcome { status: STATUS_OK, written: 0 }
     }
 
     fn read(written: u64) -> Outcome {
-        Outcome {
-            status: STATUS_OK,
-            written,
-        }
+        Outcome { status: STATUS_OK, written }
     }
 
     fn failed(status: u8) -> Outcome {
@@ -598,19 +539,11 @@ impl Outcome {
 }
 
 /// Copies the header out of guest memory, once, and splits off the status byte.
-fn parse(
-    ram: &GuestRam,
-    head: u16,
-    chain: DescriptorChain<&GuestRam>,
-) -> Result<Request, RingError> {
+fn parse(ram: &GuestRam, head: u16, chain: DescriptorChain<&GuestRam>) -> Result<Request, RingError> {
     let started = Instant::now();
     let (mut readable, mut writable) = (GuestBuffers::default(), GuestBuffers::default());
     for descriptor in chain {
-        let buffers = if descriptor.is_write_only() {
-            &mut writable
-        } else {
-            &mut readable
-        };
+        let buffers = if descriptor.is_write_only() { &mut writable } else { &mut readable };
         buffers.push(ram, descriptor.addr(), descriptor.len() as usize)?;
     }
     let too_short = RingError::TooShort(readable.len() + writable.len());

@@ -50,11 +50,7 @@ pub enum CachedRead {
 impl Image {
     /// Uses one file as it is.
     pub fn raw(file: File) -> Image {
-        Image {
-            file,
-            base: None,
-            no_cached_reads: AtomicBool::new(false),
-        }
+        Image { file, base: None, no_cached_reads: AtomicBool::new(false) }
     }
 
     /// Lays `overlay` over `base`, which must not change. Makes the overlay as long as the base.
@@ -65,24 +61,15 @@ impl Image {
         let len = base.metadata()?.len();
         let present = overlay.metadata()?.len();
         if present > len {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the overlay is longer than its base",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the overlay is longer than its base"));
         }
         if present < len {
             overlay.set_len(len)?;
         }
         let clusters = len.div_ceil(CLUSTER);
-        let words =
-            usize::try_from(clusters.div_ceil(64)).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let words = usize::try_from(clusters.div_ceil(64)).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let written: Vec<AtomicU64> = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let base = Base {
-            file: base,
-            len,
-            written,
-            filling: RwLock::new(()),
-        };
+        let base = Base { file: base, len, written, filling: RwLock::new(()) };
         let mut at = 0;
         while let Some((start, end)) = next_data(&overlay, at, len)? {
             // A file system with larger blocks than clusters keeps zeroes in front of data: those
@@ -92,11 +79,7 @@ impl Image {
             }
             at = end;
         }
-        Ok(Image {
-            file: overlay,
-            base: Some(base),
-            no_cached_reads: AtomicBool::new(false),
-        })
+        Ok(Image { file: overlay, base: Some(base), no_cached_reads: AtomicBool::new(false) })
     }
 
     /// Returns the length in bytes.
@@ -106,12 +89,7 @@ impl Image {
 
     /// Fills the buffers from `offset` if that needs no waiting for a disk. On
     /// [`CachedRead::WouldWait`] the buffers hold what is still to be read.
-    pub fn read_cached(
-        &self,
-        ram: &GuestRam,
-        data: &mut GuestBuffers,
-        offset: u64,
-    ) -> io::Result<CachedRead> {
+    pub fn read_cached(&self, ram: &GuestRam, data: &mut GuestBuffers, offset: u64) -> io::Result<CachedRead> {
         if self.no_cached_reads.load(Ordering::Relaxed) {
             return Ok(CachedRead::WouldWait);
         }
@@ -136,13 +114,7 @@ impl Image {
         Ok(wanted)
     }
 
-    fn read_runs(
-        &self,
-        ram: &GuestRam,
-        data: &mut GuestBuffers,
-        offset: u64,
-        cached: bool,
-    ) -> io::Result<()> {
+    fn read_runs(&self, ram: &GuestRam, data: &mut GuestBuffers, offset: u64, cached: bool) -> io::Result<()> {
         let Some(base) = &self.base else {
             data.read_from(ram, &self.file, offset, u64::MAX, cached)?;
             return Ok(());
@@ -197,21 +169,14 @@ impl Image {
         while done < len {
             let count = (len - done).min(zeroes.len() as u64);
             let part = zeroes.get(..count as usize).unwrap_or_default();
-            self.written(offset + done, count, || {
-                self.file.write_all_at(part, offset + done)
-            })?;
+            self.written(offset + done, count, || self.file.write_all_at(part, offset + done))?;
             done += count;
         }
         Ok(())
     }
 
     /// Runs a write of `len` bytes at `offset` and records its clusters.
-    fn written<T>(
-        &self,
-        offset: u64,
-        len: u64,
-        write: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn written<T>(&self, offset: u64, len: u64, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let Some(base) = &self.base else {
             return write();
         };
@@ -258,17 +223,12 @@ impl Image {
 
 impl Base {
     fn is_written(&self, cluster: u64) -> bool {
-        let word = usize::try_from(cluster / 64)
-            .ok()
-            .and_then(|word| self.written.get(word));
+        let word = usize::try_from(cluster / 64).ok().and_then(|word| self.written.get(word));
         word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (cluster % 64)) != 0)
     }
 
     fn mark(&self, cluster: u64) {
-        if let Some(word) = usize::try_from(cluster / 64)
-            .ok()
-            .and_then(|word| self.written.get(word))
-        {
+        if let Some(word) = usize::try_from(cluster / 64).ok().and_then(|word| self.written.get(word)) {
             word.fetch_or(1 << (cluster % 64), Ordering::Release);
         }
     }

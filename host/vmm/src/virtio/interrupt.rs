@@ -20,11 +20,7 @@ pub struct Interrupt {
 impl Interrupt {
     /// Makes an interrupt that writes to `line`, an irqfd.
     pub fn new(line: EventFd) -> Interrupt {
-        Interrupt {
-            line,
-            status: AtomicU32::new(0),
-            broken: AtomicBool::new(false),
-        }
+        Interrupt { line, status: AtomicU32::new(0), broken: AtomicBool::new(false) }
     }
 
     /// Tells the driver to look at the used rings.

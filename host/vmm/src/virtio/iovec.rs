@@ -44,16 +44,8 @@ pub enum BuffersError {
 
 impl GuestBuffers {
     /// Adds a buffer.
-    pub fn push(
-        &mut self,
-        ram: &GuestRam,
-        address: GuestAddress,
-        len: usize,
-    ) -> Result<(), BuffersError> {
-        let outside = || BuffersError::Outside {
-            address: address.0,
-            len,
-        };
+    pub fn push(&mut self, ram: &GuestRam, address: GuestAddress, len: usize) -> Result<(), BuffersError> {
+        let outside = || BuffersError::Outside { address: address.0, len };
         if len == 0 {
             return Ok(());
         }
@@ -63,10 +55,7 @@ impl GuestBuffers {
             if self.pieces.len() == MAX_PIECES {
                 return Err(BuffersError::TooMany);
             }
-            self.pieces.push(libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            });
+            self.pieces.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
             self.addresses.push((at, slice.len()));
             at = GuestAddress(at.0.wrapping_add(slice.len() as u64));
             self.len += slice.len() as u64;
@@ -127,9 +116,7 @@ impl GuestBuffers {
     fn drop_start(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
-            let (Some(piece), Some((address, len))) =
-                (self.pieces.first_mut(), self.addresses.first_mut())
-            else {
+            let (Some(piece), Some((address, len))) = (self.pieces.first_mut(), self.addresses.first_mut()) else {
                 return;
             };
             let step = left.min(*len);
@@ -179,15 +166,7 @@ impl GuestBuffers {
         let flags = if only_cached { libc::RWF_NOWAIT } else { 0 };
         self.transfer(offset, limit, |pieces, offset| {
             // SAFETY: every piece is a range of guest RAM, mapped read-write while `_ram` lives.
-            unsafe {
-                libc::preadv2(
-                    file.as_raw_fd(),
-                    pieces.as_ptr(),
-                    pieces.len() as libc::c_int,
-                    offset,
-                    flags,
-                )
-            }
+            unsafe { libc::preadv2(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int, offset, flags) }
         })
     }
 
@@ -195,15 +174,7 @@ impl GuestBuffers {
     pub fn write_to(&mut self, _ram: &GuestRam, file: &File, offset: u64) -> io::Result<u64> {
         self.transfer(offset, u64::MAX, |pieces, offset| {
             // SAFETY: as in `read_from`; the kernel only reads them here.
-            unsafe {
-                libc::pwritev2(
-                    file.as_raw_fd(),
-                    pieces.as_ptr(),
-                    pieces.len() as libc::c_int,
-                    offset,
-                    0,
-                )
-            }
+            unsafe { libc::pwritev2(file.as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int, offset, 0) }
         })
     }
 
@@ -282,8 +253,7 @@ mod tests {
     #[test]
     fn requests_are_split_into_header_data_and_status() {
         let ram = crate::memory::allocate(1 << 20).unwrap();
-        ram.write_slice(b"0123456789abcdefDATA", GuestAddress(0x1000))
-            .unwrap();
+        ram.write_slice(b"0123456789abcdefDATA", GuestAddress(0x1000)).unwrap();
         let mut all = buffers(&ram, &[(0x1000, 3), (0x1003, 15), (0x1012, 2), (0x2000, 1)]);
         assert_eq!(all.pop_byte(), Some(GuestAddress(0x2000)));
         let mut header = [0; 16];
@@ -315,9 +285,6 @@ mod tests {
         for index in 0..MAX_PIECES {
             many.push(&ram, GuestAddress(index as u64), 1).unwrap();
         }
-        assert_eq!(
-            many.push(&ram, GuestAddress(0), 1),
-            Err(BuffersError::TooMany)
-        );
+        assert_eq!(many.push(&ram, GuestAddress(0), 1), Err(BuffersError::TooMany));
     }
 }

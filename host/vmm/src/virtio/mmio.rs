@@ -111,11 +111,7 @@ impl MmioTransport {
         let queues = device
             .queue_sizes()
             .iter()
-            .map(|size| {
-                Queue::new(*size)
-                    .ok()
-                    .map(|queue| Arc::new(Mutex::new(queue)))
-            })
+            .map(|size| Queue::new(*size).ok().map(|queue| Arc::new(Mutex::new(queue))))
             .collect::<Option<Vec<SharedQueue>>>()?;
         let registers = Mutex::new(Registers {
             device,
@@ -128,11 +124,7 @@ impl MmioTransport {
             queue_select: 0,
             activated: false,
         });
-        Some(MmioTransport {
-            interrupt,
-            events,
-            registers,
-        })
+        Some(MmioTransport { interrupt, events, registers })
     }
 
     /// Returns the event counters of the queues.
@@ -169,10 +161,7 @@ impl MmioTransport {
             0x64 => self.interrupt.acknowledge(value),
             // Arrives here only when the value matches no ioeventfd, or in tests.
             QUEUE_NOTIFY => {
-                if let Some(event) = usize::try_from(value)
-                    .ok()
-                    .and_then(|index| self.events.get(index))
-                {
+                if let Some(event) = usize::try_from(value).ok().and_then(|index| self.events.get(index)) {
                     let _ = event.write(1);
                 }
             }
@@ -203,11 +192,7 @@ impl MmioTransport {
             status: registers.status,
             driver_features: registers.driver_features,
             interrupt_status: self.interrupt.status(),
-            queues: registers
-                .queues
-                .iter()
-                .map(|queue| saved_queue(&lock(queue).state()))
-                .collect(),
+            queues: registers.queues.iter().map(|queue| saved_queue(&lock(queue).state())).collect(),
         }
     }
 }
@@ -234,18 +219,10 @@ impl Registers {
             0x08 => self.device.device_type(),
             0x0c => VENDOR,
             0x10 => half(self.device.features(), self.device_features_select),
-            0x34 => self
-                .selected()
-                .map_or(0, |queue| u32::from(lock(queue).max_size())),
-            0x44 => self
-                .selected()
-                .map_or(0, |queue| u32::from(lock(queue).ready())),
+            0x34 => self.selected().map_or(0, |queue| u32::from(lock(queue).max_size())),
+            0x44 => self.selected().map_or(0, |queue| u32::from(lock(queue).ready())),
             0x70 => {
-                let broken = if interrupt.is_broken() {
-                    status::NEEDS_RESET
-                } else {
-                    0
-                };
+                let broken = if interrupt.is_broken() { status::NEEDS_RESET } else { 0 };
                 self.status | broken
             }
             // ConfigGeneration: our configuration never changes. Shared memory regions: none
@@ -262,9 +239,7 @@ impl Registers {
             0x24 => self.driver_features_select = value,
             0x30 => self.queue_select = value,
             0x70 => self.set_status(value, interrupt),
-            0x38 | 0x44 | 0x80..=0xa4 if self.may_configure_queues() => {
-                self.configure_queue(offset, value)
-            }
+            0x38 | 0x44 | 0x80..=0xa4 if self.may_configure_queues() => self.configure_queue(offset, value),
             _ => {}
         }
     }
@@ -415,18 +390,10 @@ mod tests {
                 let queue = lock(queue);
                 assert!(!queue.ready() || queue.is_valid(&activation.ram));
             }
-            assert_eq!(
-                self.0.fetch_add(1, Ordering::Relaxed) % 2,
-                0,
-                "activated twice"
-            );
+            assert_eq!(self.0.fetch_add(1, Ordering::Relaxed) % 2, 0, "activated twice");
         }
         fn reset(&mut self) {
-            assert_eq!(
-                self.0.fetch_add(1, Ordering::Relaxed) % 2,
-                1,
-                "reset while not active"
-            );
+            assert_eq!(self.0.fetch_add(1, Ordering::Relaxed) % 2, 1, "reset while not active");
         }
     }
 
@@ -441,8 +408,7 @@ mod tests {
             let ram = crate::memory::allocate(1 << 20).unwrap();
             let interrupt = Arc::new(Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
             let events = super::super::queue_events(2).unwrap();
-            let transport =
-                MmioTransport::new(Box::new(Probe(calls.clone())), ram, interrupt, events).unwrap();
+            let transport = MmioTransport::new(Box::new(Probe(calls.clone())), ram, interrupt, events).unwrap();
             Driver { transport, calls }
         }
 

@@ -67,10 +67,7 @@ pub trait VirtioDevice: Send {
 
 /// Copies the part of a configuration structure that `data` asks for.
 pub(crate) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
-    let Some(found) = usize::try_from(offset)
-        .ok()
-        .and_then(|offset| space.get(offset..))
-    else {
+    let Some(found) = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)) else {
         return;
     };
     for (to, from) in data.iter_mut().zip(found) {
@@ -84,7 +81,5 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Makes the event counters of a device's queues. The guest's notifications arrive here.
 pub(crate) fn queue_events(count: usize) -> std::io::Result<Vec<Arc<EventFd>>> {
-    (0..count)
-        .map(|_| EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map(Arc::new))
-        .collect()
+    (0..count).map(|_| EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map(Arc::new)).collect()
 }

@@ -34,12 +34,7 @@ impl Rng {
     /// Makes a device and the half that serves it.
     pub fn new() -> (Rng, Arc<RngShared>) {
         let shared = Arc::new(RngShared::default());
-        (
-            Rng {
-                shared: shared.clone(),
-            },
-            shared,
-        )
+        (Rng { shared: shared.clone() }, shared)
     }
 }
 
@@ -112,16 +107,11 @@ impl RngShared {
     fn fill(&self, ram: &GuestRam, chain: DescriptorChain<&GuestRam>) -> u32 {
         let mut buffers = GuestBuffers::default();
         for descriptor in chain.writable() {
-            if buffers
-                .push(ram, descriptor.addr(), descriptor.len() as usize)
-                .is_err()
-            {
+            if buffers.push(ram, descriptor.addr(), descriptor.len() as usize).is_err() {
                 break;
             }
         }
-        let wanted = usize::try_from(buffers.len())
-            .unwrap_or(MAX_REQUEST)
-            .min(MAX_REQUEST);
+        let wanted = usize::try_from(buffers.len()).unwrap_or(MAX_REQUEST).min(MAX_REQUEST);
         let mut bytes = vec![0; wanted];
         // Blocks only before the host's own generator is seeded.
         let got = match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {

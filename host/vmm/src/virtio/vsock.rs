@@ -48,20 +48,8 @@ struct Core {
 impl Vsock {
     /// Wraps a device. `wake` is the event counter of queue 0.
     pub fn new(device: VsockDevice, wake: Arc<EventFd>) -> (Vsock, Arc<VsockShared>) {
-        let shared = Arc::new(VsockShared {
-            core: Mutex::new(Core {
-                device,
-                active: None,
-                reset_due: false,
-            }),
-        });
-        (
-            Vsock {
-                shared: shared.clone(),
-                wake,
-            },
-            shared,
-        )
+        let shared = Arc::new(VsockShared { core: Mutex::new(Core { device, active: None, reset_due: false }) });
+        (Vsock { shared: shared.clone(), wake }, shared)
     }
 }
 
@@ -132,10 +120,7 @@ impl VsockShared {
         let mut core = lock(&self.core);
         core.finish_reset();
         let Core { device, active, .. } = &mut *core;
-        let Some(active) = active
-            .as_ref()
-            .filter(|active| !active.interrupt.is_broken())
-        else {
+        let Some(active) = active.as_ref().filter(|active| !active.interrupt.is_broken()) else {
             if wake == VsockWake::Host {
                 serve_without_driver(device);
             }
@@ -145,11 +130,7 @@ impl VsockShared {
             return;
         };
         let (mut rx, mut tx, mut event) = (lock(rx), lock(tx), lock(event));
-        let queues = VsockQueues {
-            rx: &mut rx,
-            tx: &mut tx,
-            event: Some(&mut event),
-        };
+        let queues = VsockQueues { rx: &mut rx, tx: &mut tx, event: Some(&mut event) };
         let result = match wake {
             VsockWake::RxKick => device.handle_rx_kick(&active.ram, queues),
             VsockWake::TxKick => device.handle_tx_kick(&active.ram, queues),
@@ -170,11 +151,7 @@ fn serve_without_driver(device: &mut VsockDevice) {
         return;
     };
     let ram = crate::memory::GuestRam::new();
-    let queues = VsockQueues {
-        rx: &mut rx,
-        tx: &mut tx,
-        event: None,
-    };
+    let queues = VsockQueues { rx: &mut rx, tx: &mut tx, event: None };
     // Queues that are not ready are not looked at, so nothing can fail or ask for an interrupt.
     let _ = device.handle_host_events(&ram, queues);
 }

@@ -68,9 +68,8 @@ where
         if descriptor.is_write_only() != to_guest {
             return Err(ChainFault::Direction);
         }
-        let pieces = mem
-            .get_slices(descriptor.addr(), descriptor.len() as usize, access)
-            .map_err(|_| ChainFault::Address)?;
+        let pieces =
+            mem.get_slices(descriptor.addr(), descriptor.len() as usize, access).map_err(|_| ChainFault::Address)?;
         for piece in pieces {
             let piece = piece.map_err(|_| ChainFault::Address)?;
             if slices.len() == MAX_SEGMENTS {
@@ -152,10 +151,7 @@ pub(super) struct Received {
 }
 
 /// Reads from a host stream into guest memory, without waiting.
-pub(super) fn receive<B: BitmapSlice>(
-    stream: BorrowedFd<'_>,
-    into: &[VolatileSlice<'_, B>],
-) -> io::Result<Received> {
+pub(super) fn receive<B: BitmapSlice>(stream: BorrowedFd<'_>, into: &[VolatileSlice<'_, B>]) -> io::Result<Received> {
     let (mut iovecs, room) = iovecs(into);
     let mut message = message(&mut iovecs);
     // SAFETY: every iovec points at guest memory of the stated length that stays mapped while
@@ -163,11 +159,7 @@ pub(super) fn receive<B: BitmapSlice>(
     // and guest memory is only ever reached by raw copies. `message` outlives the call and names
     // no other buffer.
     let result = retry(|| unsafe {
-        libc::recvmsg(
-            stream.as_raw_fd(),
-            &raw mut message,
-            libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
-        )
+        libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC)
     })?;
     let mut dirty = result;
     for slice in into {
@@ -181,27 +173,15 @@ pub(super) fn receive<B: BitmapSlice>(
     // A short read means an empty stream, except that the kernel stops early at a message that
     // carried descriptors, which it reports as control data that was cut off.
     let drained = result < room && message.msg_flags & libc::MSG_CTRUNC == 0;
-    Ok(Received {
-        len: result,
-        drained,
-    })
+    Ok(Received { len: result, drained })
 }
 
 /// Writes guest memory to a host stream, without waiting. Returns the bytes written.
-pub(super) fn send<B: BitmapSlice>(
-    stream: BorrowedFd<'_>,
-    from: &[VolatileSlice<'_, B>],
-) -> io::Result<usize> {
+pub(super) fn send<B: BitmapSlice>(stream: BorrowedFd<'_>, from: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
     let (mut iovecs, _) = iovecs(from);
     let message = message(&mut iovecs);
     // SAFETY: as in `receive`, and the kernel only reads.
-    retry(|| unsafe {
-        libc::sendmsg(
-            stream.as_raw_fd(),
-            &raw const message,
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        )
-    })
+    retry(|| unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
 }
 
 fn iovecs<B: BitmapSlice>(slices: &[VolatileSlice<'_, B>]) -> (Vec<libc::iovec>, usize) {
@@ -210,10 +190,7 @@ fn iovecs<B: BitmapSlice>(slices: &[VolatileSlice<'_, B>]) -> (Vec<libc::iovec>,
         .iter()
         .map(|slice| {
             room = room.saturating_add(slice.len());
-            libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            }
+            libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }
         })
         .collect();
     (iovecs, room)

@@ -89,12 +89,7 @@ pub(super) enum HostWrite {
 }
 
 impl Connection {
-    pub(super) fn new(
-        ports: Ports,
-        stream: UnixStream,
-        phase: Phase,
-        buf_alloc: u32,
-    ) -> Connection {
+    pub(super) fn new(ports: Ports, stream: UnixStream, phase: Phase, buf_alloc: u32) -> Connection {
         Connection {
             ports,
             stream,
@@ -233,11 +228,7 @@ impl Connection {
 
     /// Hands `len` received bytes of guest memory to the host, or keeps what it does not take.
     /// The caller has counted them in `receive`, which bounds what is kept.
-    pub(super) fn deliver<B: BitmapSlice>(
-        &mut self,
-        from: &[VolatileSlice<'_, B>],
-        len: u32,
-    ) -> HostWrite {
+    pub(super) fn deliver<B: BitmapSlice>(&mut self, from: &[VolatileSlice<'_, B>], len: u32) -> HostWrite {
         if self.host_deaf {
             self.receive.forward(len);
             return HostWrite::Deaf;
@@ -292,8 +283,7 @@ impl Connection {
             ) {
                 Ok(count) => {
                     self.unsent.drain(..count.min(self.unsent.len()));
-                    self.receive
-                        .forward(u32::try_from(count).unwrap_or(u32::MAX));
+                    self.receive.forward(u32::try_from(count).unwrap_or(u32::MAX));
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return HostWrite::Kept,

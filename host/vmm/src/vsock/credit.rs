@@ -63,12 +63,7 @@ pub struct ReceiveCredit {
 impl ReceiveCredit {
     /// Starts with a receive buffer of `alloc` bytes.
     pub fn new(alloc: u32) -> ReceiveCredit {
-        ReceiveCredit {
-            alloc,
-            received: 0,
-            forwarded: 0,
-            told: 0,
-        }
+        ReceiveCredit { alloc, received: 0, forwarded: 0, told: 0 }
     }
 
     /// Counts `len` bytes from the guest, or refuses them because they overrun the buffer.

@@ -131,24 +131,14 @@ impl VsockDevice {
         }
         let shared = Arc::new(Shared::new().map_err(VsockError::Poller)?);
         let muxer = Muxer::new(config, shared.clone()).map_err(VsockError::Poller)?;
-        let device = VsockDevice {
-            muxer,
-            tx_backlog: false,
-            event: EventPhase::Idle,
-        };
+        let device = VsockDevice { muxer, tx_backlog: false, event: EventPhase::Idle };
         Ok((device, VsockHandle::new(shared)))
     }
 
     /// Makes the device of a restored guest, which is told that its connections are gone.
-    pub fn restore(
-        mut config: VsockConfig,
-        state: &VsockState,
-    ) -> Result<(VsockDevice, VsockHandle), VsockError> {
+    pub fn restore(mut config: VsockConfig, state: &VsockState) -> Result<(VsockDevice, VsockHandle), VsockError> {
         if state.version != STATE_VERSION {
-            return Err(VsockError::StateVersion {
-                found: state.version,
-                expected: STATE_VERSION,
-            });
+            return Err(VsockError::StateVersion { found: state.version, expected: STATE_VERSION });
         }
         if !(FIRST_HOST_PORT..=LAST_HOST_PORT).contains(&state.next_host_port) {
             return Err(VsockError::StateDamaged("next host port out of range"));
@@ -180,10 +170,7 @@ impl VsockDevice {
     /// Reads the configuration space, which holds the guest's context id. Bytes past its end are zero.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = self.muxer.config.guest_cid.to_le_bytes();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|at| space.get(at..))
-            .unwrap_or_default();
+        let rest = usize::try_from(offset).ok().and_then(|at| space.get(at..)).unwrap_or_default();
         let count = rest.len().min(data.len());
         let (held, beyond) = data.split_at_mut(count);
         held.copy_from_slice(rest.get(..count).unwrap_or_default());
@@ -318,10 +305,7 @@ impl VsockDevice {
     }
 
     /// Takes a batch of packets from the guest. Returns whether there may be more.
-    fn serve_tx<M: GuestMemory>(
-        &mut self,
-        ring: &mut Ring<'_, '_, M>,
-    ) -> Result<bool, VsockRingError> {
+    fn serve_tx<M: GuestMemory>(&mut self, ring: &mut Ring<'_, '_, M>) -> Result<bool, VsockRingError> {
         ring.disarm()?;
         for _ in 0..TX_BATCH {
             let Some(chain) = ring.pop()? else {
@@ -344,13 +328,8 @@ impl VsockDevice {
     }
 
     /// Gives the guest all it has credit and buffers for.
-    fn serve_rx<M: GuestMemory>(
-        &mut self,
-        ring: &mut Ring<'_, '_, M>,
-    ) -> Result<(), VsockRingError> {
-        if self.event != EventPhase::Idle
-            || (self.muxer.next_reset().is_none() && self.muxer.next_ready().is_none())
-        {
+    fn serve_rx<M: GuestMemory>(&mut self, ring: &mut Ring<'_, '_, M>) -> Result<(), VsockRingError> {
+        if self.event != EventPhase::Idle || (self.muxer.next_reset().is_none() && self.muxer.next_ready().is_none()) {
             return Ok(());
         }
         ring.disarm()?;
@@ -384,20 +363,12 @@ impl VsockDevice {
     }
 
     /// Gives one connection its turn. Returns false when receive buffers ran out before its end.
-    fn turn<M: GuestMemory>(
-        &mut self,
-        slot: u32,
-        ring: &mut Ring<'_, '_, M>,
-    ) -> Result<bool, VsockRingError> {
+    fn turn<M: GuestMemory>(&mut self, slot: u32, ring: &mut Ring<'_, '_, M>) -> Result<bool, VsockRingError> {
         let Some(connection) = self.muxer.connection(slot) else {
             return Ok(true);
         };
         if connection.greet {
-            let op = if matches!(connection.phase, Phase::Connecting(_)) {
-                Op::Request
-            } else {
-                Op::Response
-            };
+            let op = if matches!(connection.phase, Phase::Connecting(_)) { Op::Request } else { Op::Response };
             if !self.send_control(slot, ring, op, 0)? {
                 return Ok(false);
             }
@@ -420,11 +391,7 @@ impl VsockDevice {
             if !self.send_control(slot, ring, Op::Shutdown, flags)? {
                 return Ok(false);
             }
-            if self
-                .muxer
-                .connection(slot)
-                .is_some_and(|c| c.told_shutdown(flags))
-            {
+            if self.muxer.connection(slot).is_some_and(|c| c.told_shutdown(flags)) {
                 self.muxer.await_guest_end(slot);
             }
         }
@@ -438,11 +405,7 @@ impl VsockDevice {
     }
 
     /// Moves bytes of one host stream into one or more receive buffers with a single read.
-    fn pump<M: GuestMemory>(
-        &mut self,
-        slot: u32,
-        ring: &mut Ring<'_, '_, M>,
-    ) -> Result<Pump, VsockRingError> {
+    fn pump<M: GuestMemory>(&mut self, slot: u32, ring: &mut Ring<'_, '_, M>) -> Result<Pump, VsockRingError> {
         let Some(connection) = self.muxer.connection(slot) else {
             return Ok(Pump::Nothing);
         };
@@ -458,9 +421,7 @@ impl VsockDevice {
         let mut pieces = Vec::with_capacity(wanted * 2);
         let mut room = 0usize;
         while chains.len() < wanted && room < credit {
-            let Some((head, buffers)) =
-                self.take_buffer(ring, HEADER_LEN + 1, chains.is_empty())?
-            else {
+            let Some((head, buffers)) = self.take_buffer(ring, HEADER_LEN + 1, chains.is_empty())? else {
                 break;
             };
             let capacity = (buffers.len() - HEADER_LEN).min(credit - room);
@@ -479,9 +440,7 @@ impl VsockDevice {
             other => {
                 ring.put_back(chains.len());
                 match other {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        connection.readable = false
-                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.readable = false,
                     Err(_) => {
                         connection.host_hung_up();
                         connection.host_ended();
@@ -510,11 +469,7 @@ impl VsockDevice {
         }
         ring.put_back(chains.len() - used);
         if let Some(connection) = self.muxer.connection(slot) {
-            connection.gather = if received.len == room {
-                (used * 4).min(MAX_GATHER)
-            } else {
-                used.max(1)
-            };
+            connection.gather = if received.len == room { (used * 4).min(MAX_GATHER) } else { used.max(1) };
         }
         Ok(Pump::Sent(received.len))
     }
@@ -546,11 +501,7 @@ impl VsockDevice {
         flags: u32,
         len: usize,
     ) -> Result<(), VsockRingError> {
-        let Some(ports) = self
-            .muxer
-            .connection(slot)
-            .map(|c: &mut Connection| c.ports)
-        else {
+        let Some(ports) = self.muxer.connection(slot).map(|c: &mut Connection| c.ports) else {
             return ring.finish(head, 0);
         };
         let mut header = self.muxer.header(ports, op);
@@ -584,10 +535,7 @@ impl VsockDevice {
 
     /// Takes a receive buffer of at least `least` bytes. Useless ones go back to the guest, but only
     /// while `discard` allows it: behind buffers that may be put back, nothing can be finished.
-    #[expect(
-        clippy::type_complexity,
-        reason = "a named alias would need the same parameters"
-    )]
+    #[expect(clippy::type_complexity, reason = "a named alias would need the same parameters")]
     fn take_buffer<'m, M: GuestMemory>(
         &mut self,
         ring: &mut Ring<'m, '_, M>,
@@ -612,11 +560,7 @@ impl VsockDevice {
     }
 
     /// Delivers a transport reset, or looks for its acknowledgement.
-    fn serve_event<M: GuestMemory>(
-        &mut self,
-        mem: &M,
-        queue: &mut Queue,
-    ) -> Result<bool, VsockRingError> {
+    fn serve_event<M: GuestMemory>(&mut self, mem: &M, queue: &mut Queue) -> Result<bool, VsockRingError> {
         let Some(mut ring) = Ring::open(mem, queue, VsockQueue::Event)? else {
             return Ok(false);
         };
@@ -631,9 +575,7 @@ impl VsockDevice {
                 // Before the guest can see the event, so that its answer kicks for certain.
                 ring.arm_behind_all()?;
                 let index = ring.avail_index()?;
-                if let Some((head, buffers)) =
-                    self.take_buffer(&mut ring, EVENT_TRANSPORT_RESET.len(), true)?
-                {
+                if let Some((head, buffers)) = self.take_buffer(&mut ring, EVENT_TRANSPORT_RESET.len(), true)? {
                     buffers.write_start(&EVENT_TRANSPORT_RESET);
                     ring.finish(head, EVENT_TRANSPORT_RESET.len())?;
                     self.event = EventPhase::Unacknowledged(index);

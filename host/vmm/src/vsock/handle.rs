@@ -48,19 +48,9 @@ pub type Completion = Box<dyn FnOnce(ConnectOutcome, &UnixStream) + Send>;
 pub type Acceptor = Box<dyn FnMut(UnixStream) + Send>;
 
 pub(super) enum Command {
-    Connect {
-        port: u32,
-        stream: UnixStream,
-        timeout: Option<Duration>,
-        completion: Completion,
-    },
-    Listen {
-        port: u32,
-        acceptor: Acceptor,
-    },
-    Unlisten {
-        port: u32,
-    },
+    Connect { port: u32, stream: UnixStream, timeout: Option<Duration>, completion: Completion },
+    Listen { port: u32, acceptor: Acceptor },
+    Unlisten { port: u32 },
 }
 
 /// A handle to a running device. Cheap to clone, usable from any thread.
@@ -85,12 +75,7 @@ impl VsockHandle {
         stream: UnixStream,
         completion: impl FnOnce(ConnectOutcome, &UnixStream) + Send + 'static,
     ) {
-        self.shared.push(Command::Connect {
-            port,
-            stream,
-            timeout: None,
-            completion: Box::new(completion),
-        });
+        self.shared.push(Command::Connect { port, stream, timeout: None, completion: Box::new(completion) });
     }
 
     /// As [`Self::connect`], with a time limit of its own.
@@ -101,12 +86,7 @@ impl VsockHandle {
         stream: UnixStream,
         completion: impl FnOnce(ConnectOutcome, &UnixStream) + Send + 'static,
     ) {
-        self.shared.push(Command::Connect {
-            port,
-            stream,
-            timeout: Some(timeout),
-            completion: Box::new(completion),
-        });
+        self.shared.push(Command::Connect { port, stream, timeout: Some(timeout), completion: Box::new(completion) });
     }
 
     /// Opens a connection to `port` of the guest and waits for the outcome. Returns the host's end.
@@ -126,10 +106,7 @@ impl VsockHandle {
     /// Accepts the guest's connections to `port` of the host; without a listener they are refused.
     /// Replaces an earlier listener on the port.
     pub fn listen(&self, port: u32, acceptor: impl FnMut(UnixStream) + Send + 'static) {
-        self.shared.push(Command::Listen {
-            port,
-            acceptor: Box::new(acceptor),
-        });
+        self.shared.push(Command::Listen { port, acceptor: Box::new(acceptor) });
     }
 
     /// Refuses further connections to `port`. Open ones stay.
@@ -176,11 +153,7 @@ struct Inbox {
 impl Shared {
     pub(super) fn new() -> std::io::Result<Shared> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Shared {
-            inbox: Mutex::default(),
-            wake,
-            counters: Counters::default(),
-        })
+        Ok(Shared { inbox: Mutex::default(), wake, counters: Counters::default() })
     }
 
     /// Returns the descriptor that becomes readable when commands wait.
@@ -232,10 +205,7 @@ impl Shared {
 }
 
 fn abandon(command: Command) {
-    if let Command::Connect {
-        stream, completion, ..
-    } = command
-    {
+    if let Command::Connect { stream, completion, .. } = command {
         completion(ConnectOutcome::Reset, &stream);
     }
 }

@@ -64,22 +64,10 @@ struct Slot {
 impl Muxer {
     pub(super) fn new(config: VsockConfig, shared: Arc<Shared>) -> io::Result<Muxer> {
         let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let timer = rustix::time::timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
-        epoll::add(
-            &poller,
-            shared.wake_fd(),
-            epoll::EventData::new_u64(WAKE),
-            epoll::EventFlags::IN,
-        )?;
-        epoll::add(
-            &poller,
-            &timer,
-            epoll::EventData::new_u64(TIMER),
-            epoll::EventFlags::IN,
-        )?;
+        let timer =
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        epoll::add(&poller, shared.wake_fd(), epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        epoll::add(&poller, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
         Ok(Muxer {
             config,
             shared,
@@ -114,11 +102,7 @@ impl Muxer {
     /// Returns the bytes held for hosts that do not read.
     #[cfg(test)]
     pub(super) fn buffered_bytes(&self) -> usize {
-        self.slots
-            .iter()
-            .filter_map(|slot| slot.connection.as_ref())
-            .map(Connection::unsent_len)
-            .sum()
+        self.slots.iter().filter_map(|slot| slot.connection.as_ref()).map(Connection::unsent_len).sum()
     }
 
     // --- the host's side ---------------------------------------------------------------------
@@ -127,18 +111,9 @@ impl Muxer {
     pub(super) fn take_host_events(&mut self) -> bool {
         let mut any = false;
         for _ in 0..EVENT_ROUNDS {
-            let mut events = [epoll::Event {
-                flags: epoll::EventFlags::empty(),
-                data: epoll::EventData::new_u64(0),
-            }; EVENT_BATCH];
-            let count = match epoll::wait(
-                &self.poller,
-                &mut events,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                }),
-            ) {
+            let mut events =
+                [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; EVENT_BATCH];
+            let count = match epoll::wait(&self.poller, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                 Ok(count) => count,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
@@ -164,12 +139,9 @@ impl Muxer {
     fn run_commands(&mut self) {
         for command in self.shared.take() {
             match command {
-                Command::Connect {
-                    port,
-                    stream,
-                    timeout,
-                    completion,
-                } => self.connect(port, stream, timeout, completion),
+                Command::Connect { port, stream, timeout, completion } => {
+                    self.connect(port, stream, timeout, completion)
+                }
                 Command::Listen { port, acceptor } => {
                     self.listeners.insert(port, acceptor);
                 }
@@ -180,25 +152,14 @@ impl Muxer {
         }
     }
 
-    fn connect(
-        &mut self,
-        guest_port: u32,
-        stream: UnixStream,
-        timeout: Option<Duration>,
-        completion: Completion,
-    ) {
+    fn connect(&mut self, guest_port: u32, stream: UnixStream, timeout: Option<Duration>, completion: Completion) {
         if self.open >= self.config.max_connections {
             self.counters().connects_failed.bump();
             completion(ConnectOutcome::LimitReached, &stream);
             return;
         }
         let ports = self.allocate_port(guest_port);
-        let mut connection = Connection::new(
-            ports,
-            stream,
-            Phase::Connecting(completion),
-            self.config.buf_alloc,
-        );
+        let mut connection = Connection::new(ports, stream, Phase::Connecting(completion), self.config.buf_alloc);
         let deadline = connection.set_deadline(timeout.unwrap_or(self.config.connect_timeout));
         let slot = self.insert(connection);
         self.by_ports.insert(ports, slot);
@@ -210,15 +171,9 @@ impl Muxer {
     /// remember from being used again soon.
     fn allocate_port(&mut self, guest: u32) -> Ports {
         loop {
-            let ports = Ports {
-                host: self.next_host_port,
-                guest,
-            };
-            self.next_host_port = if self.next_host_port >= LAST_HOST_PORT {
-                FIRST_HOST_PORT
-            } else {
-                self.next_host_port + 1
-            };
+            let ports = Ports { host: self.next_host_port, guest };
+            self.next_host_port =
+                if self.next_host_port >= LAST_HOST_PORT { FIRST_HOST_PORT } else { self.next_host_port + 1 };
             // Ends: there are far more ports than connections.
             if !self.by_ports.contains_key(&ports) {
                 return ports;
@@ -234,10 +189,7 @@ impl Muxer {
             return;
         };
         if flags.intersects(
-            epoll::EventFlags::IN
-                | epoll::EventFlags::RDHUP
-                | epoll::EventFlags::HUP
-                | epoll::EventFlags::ERR,
+            epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR,
         ) {
             connection.readable = true;
         }
@@ -294,24 +246,14 @@ impl Muxer {
             return;
         }
         // Never zero, which would disarm the timer.
-        let wait = deadline
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_micros(1));
-        let it_value = Timespec {
-            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: wait.subsec_nanos().into(),
-        };
-        let it_interval = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let wait = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
+        let it_value =
+            Timespec { tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX), tv_nsec: wait.subsec_nanos().into() };
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         match rustix::time::timerfd_settime(
             &self.timer,
             TimerfdTimerFlags::empty(),
-            &Itimerspec {
-                it_interval,
-                it_value,
-            },
+            &Itimerspec { it_interval, it_value },
         ) {
             Ok(_) => self.timer_at = Some(deadline),
             Err(error) => tracing::error!(%error, "vsock timer failed"),
@@ -353,25 +295,14 @@ impl Muxer {
     // --- the guest's side --------------------------------------------------------------------
 
     /// Handles one packet of the guest, whose payload, if any, follows the header in `buffers`.
-    pub(super) fn guest_packet<B: BitmapSlice>(
-        &mut self,
-        header: &Header,
-        buffers: &Buffers<'_, B>,
-    ) {
+    pub(super) fn guest_packet<B: BitmapSlice>(&mut self, header: &Header, buffers: &Buffers<'_, B>) {
         self.counters().tx_packets.bump();
         if header.src_cid != self.config.guest_cid || header.dst_cid != HOST_CID {
             self.counters().dropped_packets.bump();
             return;
         }
-        let ports = Ports {
-            host: header.dst_port,
-            guest: header.src_port,
-        };
-        let op = if header.kind == TYPE_STREAM {
-            Op::from_wire(header.op)
-        } else {
-            None
-        };
+        let ports = Ports { host: header.dst_port, guest: header.src_port };
+        let op = if header.kind == TYPE_STREAM { Op::from_wire(header.op) } else { None };
         let payload_fits = header.len as usize <= buffers.len().saturating_sub(HEADER_LEN);
         let Some(&slot) = self.by_ports.get(&ports) else {
             match op {
@@ -436,10 +367,7 @@ impl Muxer {
     /// A packet that makes no sense in the state of its connection.
     fn violation(&mut self, slot: u32) {
         self.counters().protocol_errors.bump();
-        if self
-            .connection(slot)
-            .is_some_and(|c| matches!(c.phase, Phase::Connecting(_)))
-        {
+        if self.connection(slot).is_some_and(|c| matches!(c.phase, Phase::Connecting(_))) {
             let ports = self.connection(slot).map(|c| c.ports);
             self.fail_connect(slot, ConnectOutcome::Reset);
             if let Some(ports) = ports {
@@ -451,8 +379,7 @@ impl Muxer {
     }
 
     fn accept(&mut self, ports: Ports, header: &Header) {
-        let room = self.open < self.config.max_connections
-            && self.guest_opened < self.config.max_guest_connections;
+        let room = self.open < self.config.max_connections && self.guest_opened < self.config.max_guest_connections;
         let Some(acceptor) = self.listeners.get_mut(&ports.host).filter(|_| room) else {
             self.counters().guest_connects_refused.bump();
             self.push_reset(ports);
@@ -468,8 +395,7 @@ impl Muxer {
             }
         };
         acceptor(theirs);
-        let mut connection =
-            Connection::new(ports, ours, Phase::Established, self.config.buf_alloc);
+        let mut connection = Connection::new(ports, ours, Phase::Established, self.config.buf_alloc);
         connection.guest_opened = true;
         connection.established = true;
         // The first packet carries the guest's buffer size; nothing was sent, so nothing can be claimed.
@@ -487,9 +413,7 @@ impl Muxer {
         };
         connection.deadline = None;
         connection.established = true;
-        let Phase::Connecting(completion) =
-            std::mem::replace(&mut connection.phase, Phase::Established)
-        else {
+        let Phase::Connecting(completion) = std::mem::replace(&mut connection.phase, Phase::Established) else {
             return;
         };
         completion(ConnectOutcome::Connected, &connection.stream);
@@ -576,9 +500,7 @@ impl Muxer {
             return;
         };
         self.counters().connects_failed.bump();
-        if let Phase::Connecting(completion) =
-            std::mem::replace(&mut connection.phase, Phase::Draining)
-        {
+        if let Phase::Connecting(completion) = std::mem::replace(&mut connection.phase, Phase::Draining) {
             completion(outcome, &connection.stream);
         }
     }
@@ -635,10 +557,7 @@ impl Muxer {
             }
             return slot;
         }
-        self.slots.push(Slot {
-            generation: 0,
-            connection: Some(connection),
-        });
+        self.slots.push(Slot { generation: 0, connection: Some(connection) });
         // Bounded by `max_connections`.
         u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
     }
@@ -715,10 +634,7 @@ impl Drop for Muxer {
     fn drop(&mut self) {
         self.shared.close();
         for slot in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
-            if self
-                .connection(slot)
-                .is_some_and(|c| matches!(c.phase, Phase::Connecting(_)))
-            {
+            if self.connection(slot).is_some_and(|c| matches!(c.phase, Phase::Connecting(_))) {
                 self.fail_connect(slot, ConnectOutcome::Reset);
             }
         }

@@ -8,12 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{
-    AGENT_PORT, ExecRequest, FrameDecoder, GuestFrame, HostFrame, Op, Open, Program, READY_PORT,
-    ShutdownMode, ShutdownRequest,
+    AGENT_PORT, ExecRequest, FrameDecoder, GuestFrame, HostFrame, Op, Open, Program, READY_PORT, ShutdownMode,
+    ShutdownRequest,
 };
-use pyro_vmm::config::{
-    BASE_CMDLINE, ConsoleConfig, CpuConfig, DriveConfig, JailConfig, KernelConfig, VsockConfig,
-};
+use pyro_vmm::config::{BASE_CMDLINE, ConsoleConfig, CpuConfig, DriveConfig, JailConfig, KernelConfig, VsockConfig};
 use pyro_vmm::{ExitReason, Vmm, VmmConfig, VmmHandle};
 
 /// Time for a boot: in a software CPU on a busy host it takes tens of seconds.
@@ -85,19 +83,10 @@ impl Guest {
         let mut config = VmmConfig {
             vcpu_count: 1,
             mem_mib: 256,
-            kernel: KernelConfig {
-                path: files.kernel.clone(),
-                immutable: true,
-            },
+            kernel: KernelConfig { path: files.kernel.clone(), immutable: true },
             initramfs: Some(files.initramfs.clone()),
             cmdline: format!("console=ttyS0 quiet {BASE_CMDLINE} cryptomgr.notests"),
-            drives: vec![DriveConfig {
-                path,
-                base,
-                read_only: false,
-                durable,
-                serial: "root".to_owned(),
-            }],
+            drives: vec![DriveConfig { path, base, read_only: false, durable, serial: "root".to_owned() }],
             vsock: Some(VsockConfig { guest_cid: 3 }),
             rng: true,
             console: ConsoleConfig::default(),
@@ -108,12 +97,9 @@ impl Guest {
         let vmm = Vmm::build(&config).expect("a VM");
         let handle = vmm.handle();
         let (sender, ready) = mpsc::channel();
-        handle
-            .vsock()
-            .expect("a vsock device")
-            .listen(READY_PORT, move |stream| {
-                let _ = sender.send(stream);
-            });
+        handle.vsock().expect("a vsock device").listen(READY_PORT, move |stream| {
+            let _ = sender.send(stream);
+        });
         let run = std::thread::spawn(move || vmm.run());
         let started = Instant::now();
         while ready.recv_timeout(Duration::from_millis(100)).is_err() {
@@ -125,11 +111,7 @@ impl Guest {
                 handle.stats()
             );
         }
-        Guest {
-            handle,
-            run,
-            _disk: tempfile::NamedTempFile::new().expect("a file"),
-        }
+        Guest { handle, run, _disk: tempfile::NamedTempFile::new().expect("a file") }
     }
 
     /// Runs a shell command.
@@ -139,9 +121,7 @@ impl Guest {
 
     /// Runs a program.
     pub fn argv(&self, argv: &[&str]) -> Done {
-        self.exec(Program::Argv(
-            argv.iter().map(|word| (*word).to_owned()).collect(),
-        ))
+        self.exec(Program::Argv(argv.iter().map(|word| (*word).to_owned()).collect()))
     }
 
     /// Starts a shell command and does not wait for its end. It ends with the guest.
@@ -158,11 +138,7 @@ impl Guest {
         request.cwd = Some("/".to_owned());
         let mut stream = self.open(Op::Exec(request));
         let mut decoder = FrameDecoder::new();
-        let mut done = Done {
-            code: None,
-            stdout: Vec::new(),
-            stderr: Vec::new(),
-        };
+        let mut done = Done { code: None, stdout: Vec::new(), stderr: Vec::new() };
         let mut bytes = vec![0; 64 * 1024];
         loop {
             while let Some(frame) = decoder.next_guest().expect("a frame") {
@@ -187,9 +163,7 @@ impl Guest {
         let vsock = self.handle.vsock().expect("a vsock device");
         let mut stream = vsock.connect_wait(AGENT_PORT).expect("the agent");
         let mut bytes = Vec::new();
-        HostFrame::Open(Open::new(op))
-            .encode(&mut bytes)
-            .expect("a frame");
+        HostFrame::Open(Open::new(op)).encode(&mut bytes).expect("a frame");
         stream.write_all(&bytes).expect("a listening agent");
         stream
     }
@@ -220,21 +194,8 @@ impl Guest {
 
 /// Returns the SHA-256 of `bytes` in hexadecimal, by the program that the guest uses too.
 pub fn sha256(bytes: &[u8]) -> String {
-    let mut child = Command::new("sha256sum")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("sha256sum");
-    child
-        .stdin
-        .take()
-        .expect("its input")
-        .write_all(bytes)
-        .expect("a reading program");
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sha256sum");
+    child.stdin.take().expect("its input").write_all(bytes).expect("a reading program");
     let output = child.wait_with_output().expect("its output");
-    String::from_utf8_lossy(&output.stdout)
-        .split(' ')
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
 }

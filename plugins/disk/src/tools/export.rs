@@ -31,34 +31,23 @@ pub struct DiskExport;
 impl Tool for DiskExport {
     const NAME: &'static str = "workspace_disk_export";
     const DESCRIPTION: &'static str = "Copies a stopped workspace's whole disk to a host file.";
-    const HINTS: Hints = Hints {
-        open_world: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { open_world: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "disk", "export"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "disk", "export"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {
         let disk = super::disk(&arguments.workspace_id, Self::NAME)?;
         let size = disk.size();
-        let output =
-            host_files::open_output(&arguments.output_path).map_err(|error| {
-                match error.code.as_str() {
-                    "already_exists" => ToolError::new(
-                        "already_exists",
-                        format!("output_path already exists: {}", arguments.output_path),
-                    ),
-                    _ => error.into(),
-                }
-            })?;
+        let output = host_files::open_output(&arguments.output_path).map_err(|error| match error.code.as_str() {
+            "already_exists" => {
+                ToolError::new("already_exists", format!("output_path already exists: {}", arguments.output_path))
+            }
+            _ => error.into(),
+        })?;
         output.file("", 0o600)?;
         let mut at = 0;
         while at < size {

@@ -81,9 +81,7 @@ impl Tool for DiskList {
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let path = super::path(&arguments.path)?;
         let image = super::image(&arguments.workspace_id, Self::NAME)?;
-        let (entries, truncated) = image
-            .list(&path, arguments.recursive, MAX_ENTRIES)
-            .map_err(super::failed)?;
+        let (entries, truncated) = image.list(&path, arguments.recursive, MAX_ENTRIES).map_err(super::failed)?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             path,

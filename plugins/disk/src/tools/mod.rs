@@ -13,25 +13,19 @@ use crate::pages::Pages;
 
 /// The root disk of a stopped workspace.
 fn disk(workspace_id: &str, tool: &str) -> Result<Blob, ToolError> {
-    open(workspace_id)?
-        .disk()
-        .map_err(|error| match error.code.as_str() {
-            "invalid_state" => ToolError::new(
-                "invalid_state",
-                format!("workspace '{workspace_id}' must be stopped before {tool}"),
-            )
-            .with_hint("stop it with workspace_stop"),
-            _ => error.into(),
-        })
+    open(workspace_id)?.disk().map_err(|error| match error.code.as_str() {
+        "invalid_state" => {
+            ToolError::new("invalid_state", format!("workspace '{workspace_id}' must be stopped before {tool}"))
+                .with_hint("stop it with workspace_stop")
+        }
+        _ => error.into(),
+    })
 }
 
 fn image(workspace_id: &str, tool: &str) -> Result<Image, ToolError> {
     let blob = disk(workspace_id, tool)?;
     let size = blob.size();
-    Image::open(Pages::new(size, move |offset, length| {
-        blob.read(offset, length)
-    }))
-    .map_err(failed)
+    Image::open(Pages::new(size, move |offset, length| blob.read(offset, length))).map_err(failed)
 }
 
 /// The absolute path that a caller's path means.

@@ -39,10 +39,7 @@ pub struct FileEdit;
 impl Tool for FileEdit {
     const NAME: &'static str = "workspace_file_edit";
     const DESCRIPTION: &'static str = "Replaces an exact piece of text in a file.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
@@ -58,24 +55,13 @@ impl Tool for FileEdit {
         let guest = Guest::open(&arguments.workspace_id, "workspace_file_edit")?;
         let path = pyro_plugin_guest::path(&arguments.path)?;
         let text = guest.text(&path)?;
-        let edited = replace(
-            &text,
-            &arguments.old_text,
-            &arguments.new_text,
-            arguments.replace_all,
-        )
-        .map_err(|e| refused(&path, &e))?;
+        let edited = replace(&text, &arguments.old_text, &arguments.new_text, arguments.replace_all)
+            .map_err(|e| refused(&path, &e))?;
         let size = edited.text.len() as u64;
         if size > MAX_TEXT {
-            return Err(invalid(format!(
-                "{path} would have {size} bytes, more than {MAX_TEXT}"
-            )));
+            return Err(invalid(format!("{path} would have {size} bytes, more than {MAX_TEXT}")));
         }
-        guest.apply(vec![Write {
-            path: path.clone(),
-            content: Some(edited.text.into_bytes()),
-            mode: None,
-        }])?;
+        guest.apply(vec![Write { path: path.clone(), content: Some(edited.text.into_bytes()), mode: None }])?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             path,

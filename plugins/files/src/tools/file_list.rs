@@ -93,13 +93,7 @@ fn listed(entry: Entry) -> Option<Listed> {
     let (artifact_type, size_bytes) = match entry.kind {
         Kind::File => ("file", entry.size),
         Kind::Directory => ("directory", 0),
-        Kind::Symlink => (
-            "symlink",
-            entry
-                .link_target
-                .as_ref()
-                .map_or(entry.size, |target| target.len() as u64),
-        ),
+        Kind::Symlink => ("symlink", entry.link_target.as_ref().map_or(entry.size, |target| target.len() as u64)),
         Kind::Other => return None,
     };
     Some(Listed {
@@ -129,14 +123,8 @@ mod tests {
     fn sizes_follow_the_kind() {
         let size = |entry| listed(entry).map(|listed| (listed.artifact_type, listed.size_bytes));
         assert_eq!(size(entry(Kind::File, 7, None)), Some(("file".into(), 7)));
-        assert_eq!(
-            size(entry(Kind::Directory, 4096, None)),
-            Some(("directory".into(), 0))
-        );
-        assert_eq!(
-            size(entry(Kind::Symlink, 0, Some("abc"))),
-            Some(("symlink".into(), 3))
-        );
+        assert_eq!(size(entry(Kind::Directory, 4096, None)), Some(("directory".into(), 0)));
+        assert_eq!(size(entry(Kind::Symlink, 0, Some("abc"))), Some(("symlink".into(), 3)));
         assert_eq!(size(entry(Kind::Other, 1, None)), None);
     }
 }

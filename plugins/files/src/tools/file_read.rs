@@ -66,18 +66,12 @@ enum Range {
 
 fn range(arguments: &Arguments) -> Result<Range, ToolError> {
     match (arguments.start_line, arguments.end_line) {
-        (None, None) => Ok(Range::Bytes {
-            offset: arguments.offset,
-        }),
-        _ if arguments.offset > 0 => Err(invalid(
-            "offset and a range of lines cannot be used together",
-        )),
+        (None, None) => Ok(Range::Bytes { offset: arguments.offset }),
+        _ if arguments.offset > 0 => Err(invalid("offset and a range of lines cannot be used together")),
         (first, last) => {
             let (first, last) = (first.unwrap_or(1), last.unwrap_or(u64::MAX));
             if last < first {
-                return Err(invalid(format!(
-                    "end_line {last} lies before start_line {first}"
-                )));
+                return Err(invalid(format!("end_line {last} lies before start_line {first}")));
             }
             Ok(Range::Lines { first, last })
         }
@@ -107,9 +101,7 @@ impl Tool for FileRead {
         let guest = Guest::open(&arguments.workspace_id, "workspace_file_read")?;
         let path = pyro_plugin_guest::path(&arguments.path)?;
         if guest.stat(&path)?.kind != Kind::File {
-            return Err(invalid(format!(
-                "workspace file read only supports regular files: {path}"
-            )));
+            return Err(invalid(format!("workspace file read only supports regular files: {path}")));
         }
         let limit = u64::from(arguments.max_bytes);
         let (window, size, cut): (Window, u64, bool) = match range {
@@ -120,8 +112,7 @@ impl Tool for FileRead {
                 (window, size, cut)
             }
             Range::Lines { first, last } => {
-                let mut lines =
-                    LineWindow::new(first, last, usize::try_from(limit).unwrap_or(usize::MAX));
+                let mut lines = LineWindow::new(first, last, usize::try_from(limit).unwrap_or(usize::MAX));
                 let mut at = 0;
                 let size = loop {
                     let (piece, size) = guest.read(&path, at, PIECE)?;
@@ -168,17 +159,8 @@ mod tests {
         let with = |rest: &str| parse(&format!(r#"{{"workspace_id":"w","path":"p"{rest}}}"#));
         assert_eq!(with(""), Ok(Range::Bytes { offset: 0 }));
         assert_eq!(with(r#","offset":9"#), Ok(Range::Bytes { offset: 9 }));
-        assert_eq!(
-            with(r#","start_line":3"#),
-            Ok(Range::Lines {
-                first: 3,
-                last: u64::MAX
-            })
-        );
-        assert_eq!(
-            with(r#","end_line":3"#),
-            Ok(Range::Lines { first: 1, last: 3 })
-        );
+        assert_eq!(with(r#","start_line":3"#), Ok(Range::Lines { first: 3, last: u64::MAX }));
+        assert_eq!(with(r#","end_line":3"#), Ok(Range::Lines { first: 1, last: 3 }));
         assert!(with(r#","start_line":3,"end_line":2"#).is_err());
         assert!(with(r#","start_line":3,"offset":2"#).is_err());
     }

@@ -99,8 +99,7 @@ pub struct FileSearch;
 
 impl Tool for FileSearch {
     const NAME: &'static str = "workspace_file_search";
-    const DESCRIPTION: &'static str =
-        "Finds lines in text files by ripgrep's rules; honours ignore files.";
+    const DESCRIPTION: &'static str = "Finds lines in text files by ripgrep's rules; honours ignore files.";
     const HINTS: Hints = Hints::READ_ONLY;
     type Arguments = Arguments;
     type Output = Output;
@@ -117,12 +116,8 @@ impl Tool for FileSearch {
         let guest = Guest::open(&arguments.workspace_id, "workspace_file_search")?;
         let path = pyro_plugin_guest::path(&arguments.path)?;
         let is_directory = guest.stat(&path)?.kind == Kind::Directory;
-        let directory = if is_directory {
-            path.as_str()
-        } else {
-            path.rsplit_once('/')
-                .map_or(WORKSPACE, |(parent, _)| parent)
-        };
+        let directory =
+            if is_directory { path.as_str() } else { path.rsplit_once('/').map_or(WORKSPACE, |(parent, _)| parent) };
         let query = Query {
             pattern: arguments.pattern,
             literal: arguments.literal,
@@ -141,20 +136,10 @@ impl Tool for FileSearch {
             },
         };
         let below = below_workspace(directory);
-        let parents = if query.selection.no_ignore {
-            Vec::new()
-        } else {
-            rules_above(&guest, below)?
-        };
-        let tree = Tree::index(guest.archive(&path)?, &TreeLimits::default())
-            .map_err(|e| invalid(e.to_string()))?;
-        let prefix = if below.is_empty() {
-            String::new()
-        } else {
-            format!("{below}/")
-        };
-        let found =
-            search::search(&tree, &prefix, &parents, &query).map_err(|e| invalid(e.to_string()))?;
+        let parents = if query.selection.no_ignore { Vec::new() } else { rules_above(&guest, below)? };
+        let tree = Tree::index(guest.archive(&path)?, &TreeLimits::default()).map_err(|e| invalid(e.to_string()))?;
+        let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
+        let found = search::search(&tree, &prefix, &parents, &query).map_err(|e| invalid(e.to_string()))?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             path,
@@ -188,16 +173,9 @@ fn rules_above(guest: &Guest, below: &str) -> Result<Vec<(String, bool, String)>
         directory = directory.rsplit_once('/').map_or("", |(parent, _)| parent);
         for (name, git) in [(".gitignore", true), (".ignore", false)] {
             let path = format!("{WORKSPACE}/{directory}/{name}").replace("//", "/");
-            if guest
-                .find(&path)?
-                .is_some_and(|entry| entry.kind == Kind::File)
-            {
+            if guest.find(&path)?.is_some_and(|entry| entry.kind == Kind::File) {
                 let (text, _) = guest.read(&path, 0, 1 << 20)?;
-                rules.push((
-                    directory.to_owned(),
-                    git,
-                    String::from_utf8_lossy(&text).into_owned(),
-                ));
+                rules.push((directory.to_owned(), git, String::from_utf8_lossy(&text).into_owned()));
             }
         }
     }

@@ -31,11 +31,7 @@ pub struct FileWrite;
 impl Tool for FileWrite {
     const NAME: &'static str = "workspace_file_write";
     const DESCRIPTION: &'static str = "Creates or replaces a text file; its mode is kept.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        idempotent: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), idempotent: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
@@ -50,24 +46,16 @@ impl Tool for FileWrite {
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let size = arguments.text.len() as u64;
         if size > MAX_TEXT {
-            return Err(invalid(format!(
-                "text of {size} bytes exceeds the maximum of {MAX_TEXT} bytes"
-            )));
+            return Err(invalid(format!("text of {size} bytes exceeds the maximum of {MAX_TEXT} bytes")));
         }
         let guest = Guest::open(&arguments.workspace_id, "workspace_file_write")?;
         let path = pyro_plugin_guest::path(&arguments.path)?;
         if let Some(entry) = guest.find(&path)?
             && entry.kind != Kind::File
         {
-            return Err(invalid(format!(
-                "workspace file write only supports regular files: {path}"
-            )));
+            return Err(invalid(format!("workspace file write only supports regular files: {path}")));
         }
-        guest.apply(vec![Write {
-            path: path.clone(),
-            content: Some(arguments.text.into_bytes()),
-            mode: None,
-        }])?;
+        guest.apply(vec![Write { path: path.clone(), content: Some(arguments.text.into_bytes()), mode: None }])?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             path,

@@ -2,9 +2,7 @@
 
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use pyro_tree::WORKSPACE;
-use pyro_unified_diff::{
-    ApplyOptions, Change, Current, Patch, PlanError, PlanErrorKind, Status, plan,
-};
+use pyro_unified_diff::{ApplyOptions, Change, Current, Patch, PlanError, PlanErrorKind, Status, plan};
 use serde::{Deserialize, Serialize};
 
 use pyro_plugin_guest::{Guest, Kind, MAX_TEXT, Write, invalid};
@@ -63,45 +61,27 @@ pub struct PatchApply;
 impl Tool for PatchApply {
     const NAME: &'static str = "workspace_patch_apply";
     const DESCRIPTION: &'static str = "Applies a unified diff as a whole, or changes nothing.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "patch", "apply"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "patch", "apply"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         if arguments.patch.len() as u64 > MAX_TEXT {
-            return Err(invalid(format!(
-                "patch exceeds the maximum of {MAX_TEXT} bytes"
-            )));
+            return Err(invalid(format!("patch exceeds the maximum of {MAX_TEXT} bytes")));
         }
         let patch = Patch::parse(arguments.patch.as_bytes(), Some(WORKSPACE))
             .map_err(|error| invalid(format!("invalid patch: {error}")))?;
         let guest = Guest::open(&arguments.workspace_id, "workspace_patch_apply")?;
-        let options = ApplyOptions {
-            fuzz: arguments.fuzz,
-            ..ApplyOptions::default()
-        };
-        let changes = plan(&patch, &options, |path| current(&guest, path))
-            .map_err(|errors| refused(&errors))?;
-        if let Some(change) = changes.iter().find(|c| {
-            c.content
-                .as_ref()
-                .is_some_and(|text| text.len() as u64 > MAX_TEXT)
-        }) {
-            return Err(invalid(format!(
-                "{} would exceed the maximum of {MAX_TEXT} bytes",
-                change.path
-            )));
+        let options = ApplyOptions { fuzz: arguments.fuzz, ..ApplyOptions::default() };
+        let changes = plan(&patch, &options, |path| current(&guest, path)).map_err(|errors| refused(&errors))?;
+        if let Some(change) =
+            changes.iter().find(|c| c.content.as_ref().is_some_and(|text| text.len() as u64 > MAX_TEXT))
+        {
+            return Err(invalid(format!("{} would exceed the maximum of {MAX_TEXT} bytes", change.path)));
         }
         let (summary, entries) = report(&changes);
         guest.apply(
@@ -131,10 +111,7 @@ fn current(guest: &Guest, path: &str) -> Result<Current, String> {
         return Ok(Current::Missing);
     };
     match entry.kind {
-        Kind::File => guest
-            .text(&path)
-            .map(|text| Current::File(text.into_bytes()))
-            .map_err(|error| error.message),
+        Kind::File => guest.text(&path).map(|text| Current::File(text.into_bytes())).map_err(|error| error.message),
         Kind::Directory => Ok(Current::Other("a directory".to_owned())),
         Kind::Symlink => Ok(Current::Other("a symlink".to_owned())),
         Kind::Other => Ok(Current::Other("a special file".to_owned())),
@@ -142,10 +119,7 @@ fn current(guest: &Guest, path: &str) -> Result<Current, String> {
 }
 
 fn report(changes: &[Change]) -> (Summary, Vec<Applied>) {
-    let mut summary = Summary {
-        total: changes.len() as u64,
-        ..Summary::default()
-    };
+    let mut summary = Summary { total: changes.len() as u64, ..Summary::default() };
     let entries = changes
         .iter()
         .map(|change| {
@@ -155,12 +129,7 @@ fn report(changes: &[Change]) -> (Summary, Vec<Applied>) {
                 Status::Deleted => summary.deleted += 1,
             }
             let moved = change.hunks.iter().any(|hunk| hunk.offset != 0);
-            let fuzz = change
-                .hunks
-                .iter()
-                .map(|hunk| hunk.fuzz)
-                .max()
-                .filter(|fuzz| *fuzz > 0);
+            let fuzz = change.hunks.iter().map(|hunk| hunk.fuzz).max().filter(|fuzz| *fuzz > 0);
             Applied {
                 path: format!("{WORKSPACE}/{}", change.path),
                 status: change.status.as_str().to_owned(),
@@ -178,18 +147,9 @@ fn refused(errors: &[PlanError]) -> ToolError {
         .iter()
         .take(MAX_SHOWN)
         .map(|error| match &error.kind {
-            PlanErrorKind::AddExisting => format!(
-                "workspace patch cannot add an existing path: {}",
-                error.path
-            ),
-            PlanErrorKind::ModifyMissing => format!(
-                "workspace patch cannot modify a missing path: {}",
-                error.path
-            ),
-            PlanErrorKind::DeleteMissing => format!(
-                "workspace patch cannot delete a missing path: {}",
-                error.path
-            ),
+            PlanErrorKind::AddExisting => format!("workspace patch cannot add an existing path: {}", error.path),
+            PlanErrorKind::ModifyMissing => format!("workspace patch cannot modify a missing path: {}", error.path),
+            PlanErrorKind::DeleteMissing => format!("workspace patch cannot delete a missing path: {}", error.path),
             _ => error.to_string(),
         })
         .collect();
@@ -197,9 +157,8 @@ fn refused(errors: &[PlanError]) -> ToolError {
     if errors.len() > MAX_SHOWN {
         message.push_str(&format!("; and {} more files", errors.len() - MAX_SHOWN));
     }
-    ToolError::new("invalid_argument", message).with_hint(
-        "nothing was changed; read the files again and make the patch from what they have now",
-    )
+    ToolError::new("invalid_argument", message)
+        .with_hint("nothing was changed; read the files again and make the patch from what they have now")
 }
 
 #[cfg(test)]
@@ -215,52 +174,25 @@ mod tests {
             status,
             content: None,
             mode: None,
-            hunks: hunks
-                .iter()
-                .map(|(offset, fuzz)| HunkPlace {
-                    offset: *offset,
-                    fuzz: *fuzz,
-                })
-                .collect(),
+            hunks: hunks.iter().map(|(offset, fuzz)| HunkPlace { offset: *offset, fuzz: *fuzz }).collect(),
         };
         let (summary, entries) = report(&[
             change("a", Status::Added, &[(0, 0)]),
             change("b", Status::Modified, &[(0, 0), (3, 1)]),
             change("c", Status::Deleted, &[]),
         ]);
-        assert_eq!(
-            summary,
-            Summary {
-                total: 3,
-                added: 1,
-                modified: 1,
-                deleted: 1
-            }
-        );
+        assert_eq!(summary, Summary { total: 3, added: 1, modified: 1, deleted: 1 });
         assert_eq!((&entries[0].offsets, entries[0].fuzz), (&None, None));
-        assert_eq!(
-            (entries[1].offsets.as_deref(), entries[1].fuzz),
-            (Some(&[0, 3][..]), Some(1))
-        );
+        assert_eq!((entries[1].offsets.as_deref(), entries[1].fuzz), (Some(&[0, 3][..]), Some(1)));
         assert_eq!(entries[2].path, "/workspace/c");
     }
 
     #[test]
     fn errors_keep_the_contract_s_words() {
-        let errors: Vec<PlanError> = (0..7)
-            .map(|n| PlanError {
-                path: format!("f{n}"),
-                kind: PlanErrorKind::AddExisting,
-            })
-            .collect();
+        let errors: Vec<PlanError> =
+            (0..7).map(|n| PlanError { path: format!("f{n}"), kind: PlanErrorKind::AddExisting }).collect();
         let error = refused(&errors);
-        assert!(
-            error
-                .message
-                .starts_with("workspace patch cannot add an existing path: f0; "),
-            "{}",
-            error.message
-        );
+        assert!(error.message.starts_with("workspace patch cannot add an existing path: f0; "), "{}", error.message);
         assert!(error.message.ends_with("; and 2 more files"));
     }
 }

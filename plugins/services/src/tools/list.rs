@@ -34,11 +34,7 @@ impl Tool for ServiceList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "service", "list"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "service", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
@@ -48,15 +44,7 @@ impl Tool for ServiceList {
             .map(|info| Service::new(&arguments.workspace_id, guest.execution_mode(), info))
             .collect();
         services.sort_by(|a, b| a.service_name.cmp(&b.service_name));
-        let running_count = services
-            .iter()
-            .filter(|service| service.state == "running")
-            .count();
-        Ok(Output {
-            workspace_id: arguments.workspace_id,
-            count: services.len(),
-            running_count,
-            services,
-        })
+        let running_count = services.iter().filter(|service| service.state == "running").count();
+        Ok(Output { workspace_id: arguments.workspace_id, count: services.len(), running_count, services })
     }
 }

@@ -22,12 +22,8 @@ pub struct ServiceRestart;
 
 impl Tool for ServiceRestart {
     const NAME: &'static str = "service_restart";
-    const DESCRIPTION: &'static str =
-        "Stops a service and starts it again with its command and readiness.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const DESCRIPTION: &'static str = "Stops a service and starts it again with its command and readiness.";
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Service;
 
@@ -43,16 +39,8 @@ impl Tool for ServiceRestart {
         let name = name(&arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let old = stop(&guest, &arguments.workspace_id, &name)?;
-        let notes = Notes {
-            ready_at: None,
-            stop_reason: None,
-            ..Notes::read(&old.meta)
-        };
+        let notes = Notes { ready_at: None, stop_reason: None, ..Notes::read(&old.meta) };
         let info = crate::start::start(&guest, &arguments.workspace_id, &name, &notes, call)?;
-        Ok(Service::new(
-            &arguments.workspace_id,
-            guest.execution_mode(),
-            info,
-        ))
+        Ok(Service::new(&arguments.workspace_id, guest.execution_mode(), info))
     }
 }

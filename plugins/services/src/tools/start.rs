@@ -56,12 +56,8 @@ pub struct ServiceStart;
 
 impl Tool for ServiceStart {
     const NAME: &'static str = "service_start";
-    const DESCRIPTION: &'static str =
-        "Starts a long-running process and waits until it is ready or failed.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const DESCRIPTION: &'static str = "Starts a long-running process and waits until it is ready or failed.";
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Service;
 
@@ -79,11 +75,7 @@ impl Tool for ServiceStart {
         let notes = notes(&arguments)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info = crate::start::start(&guest, &arguments.workspace_id, &name, &notes, call)?;
-        Ok(Service::new(
-            &arguments.workspace_id,
-            guest.execution_mode(),
-            info,
-        ))
+        Ok(Service::new(&arguments.workspace_id, guest.execution_mode(), info))
     }
 }
 

@@ -37,12 +37,8 @@ impl Tool for ServiceStatus {
     fn call(arguments: Arguments, _call: &Call) -> Result<Service, ToolError> {
         let name = name(&arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
-        let info = services::status(guest.machine(), &name)
-            .map_err(|error| failed(&arguments.workspace_id, &name, error))?;
-        Ok(Service::new(
-            &arguments.workspace_id,
-            guest.execution_mode(),
-            info,
-        ))
+        let info =
+            services::status(guest.machine(), &name).map_err(|error| failed(&arguments.workspace_id, &name, error))?;
+        Ok(Service::new(&arguments.workspace_id, guest.execution_mode(), info))
     }
 }

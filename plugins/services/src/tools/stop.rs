@@ -25,11 +25,7 @@ pub struct ServiceStop;
 impl Tool for ServiceStop {
     const NAME: &'static str = "service_stop";
     const DESCRIPTION: &'static str = "Stops a service: TERM, and KILL after 5 s.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        idempotent: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), idempotent: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Service;
 
@@ -45,11 +41,7 @@ impl Tool for ServiceStop {
         let name = name(&arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info = stop(&guest, &arguments.workspace_id, &name)?;
-        Ok(Service::new(
-            &arguments.workspace_id,
-            guest.execution_mode(),
-            info,
-        ))
+        Ok(Service::new(&arguments.workspace_id, guest.execution_mode(), info))
     }
 }
 
@@ -62,12 +54,7 @@ pub fn stop(guest: &Guest, workspace_id: &str, name: &str) -> Result<ServiceInfo
     }
     let ended = services::stop(guest.machine(), name, GRACE_MS).map_err(told)?;
     let reason = reason(ended.signal.as_deref());
-    services::annotate(
-        guest.machine(),
-        name,
-        &[("stop_reason".to_owned(), reason.to_owned())],
-    )
-    .map_err(told)
+    services::annotate(guest.machine(), name, &[("stop_reason".to_owned(), reason.to_owned())]).map_err(told)
 }
 
 /// A process that ended itself on TERM was stopped by it all the same.

@@ -29,10 +29,7 @@ pub struct ShellClose;
 impl Tool for ShellClose {
     const NAME: &'static str = "shell_close";
     const DESCRIPTION: &'static str = "Ends a shell and what runs in it.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
@@ -48,9 +45,6 @@ impl Tool for ShellClose {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info = terminals::close(guest.machine(), &arguments.shell_id)
             .map_err(|error| failed(&arguments.workspace_id, &arguments.shell_id, error))?;
-        Ok(Output {
-            shell: Shell::new(&arguments.workspace_id, &guest, info),
-            closed: true,
-        })
+        Ok(Output { shell: Shell::new(&arguments.workspace_id, &guest, info), closed: true })
     }
 }

@@ -34,11 +34,7 @@ impl Tool for ShellList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "shell", "list"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "shell", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
@@ -48,15 +44,7 @@ impl Tool for ShellList {
             .map(|info| Shell::new(&arguments.workspace_id, &guest, info))
             .collect();
         shells.sort_by(|a, b| a.started_at.total_cmp(&b.started_at));
-        let running_count = shells
-            .iter()
-            .filter(|shell| shell.state == "running")
-            .count();
-        Ok(Output {
-            workspace_id: arguments.workspace_id,
-            count: shells.len(),
-            running_count,
-            shells,
-        })
+        let running_count = shells.iter().filter(|shell| shell.state == "running").count();
+        Ok(Output { workspace_id: arguments.workspace_id, count: shells.len(), running_count, shells })
     }
 }

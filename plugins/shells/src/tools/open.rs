@@ -43,8 +43,7 @@ pub struct ShellOpen;
 
 impl Tool for ShellOpen {
     const NAME: &'static str = "shell_open";
-    const DESCRIPTION: &'static str =
-        "Opens an interactive shell that keeps its state between calls.";
+    const DESCRIPTION: &'static str = "Opens an interactive shell that keeps its state between calls.";
     const HINTS: Hints = Hints::CONTAINED;
     type Arguments = Arguments;
     type Output = Shell;

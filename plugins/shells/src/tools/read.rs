@@ -77,25 +77,16 @@ impl Tool for ShellRead {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let max_chars = usize::try_from(arguments.max_chars).unwrap_or(usize::MAX);
         let most = arguments.max_chars.saturating_mul(4).min(MAX_BYTES);
-        let read = terminals::read(
-            guest.machine(),
-            &arguments.shell_id,
-            arguments.cursor,
-            most,
-            arguments.wait_for_idle_ms,
-        )
-        .map_err(|error| failed(&arguments.workspace_id, &arguments.shell_id, error))?;
+        let read =
+            terminals::read(guest.machine(), &arguments.shell_id, arguments.cursor, most, arguments.wait_for_idle_ms)
+                .map_err(|error| failed(&arguments.workspace_id, &arguments.shell_id, error))?;
         let data = bytes(&read.data, u64::from(most));
         let full = data.len() as u64 >= u64::from(most);
         let last = !full && read.info.state == "stopped";
         let share = take(&data, max_chars, arguments.plain, last);
         let (cols, rows) = (read.info.cols, read.info.rows);
         let window = Window::new(arguments.cursor, read.start, &share, full);
-        let output = if arguments.plain {
-            render(&share.text, cols, rows).text
-        } else {
-            share.text
-        };
+        let output = if arguments.plain { render(&share.text, cols, rows).text } else { share.text };
         Ok(Output {
             shell: Shell::new(&arguments.workspace_id, &guest, read.info),
             cursor: window.cursor,
@@ -121,12 +112,7 @@ struct Window {
 impl Window {
     fn new(asked: u64, start: u64, share: &Share, full: bool) -> Window {
         let dropped = start.saturating_sub(asked);
-        Window {
-            cursor: start,
-            next: start + share.bytes as u64,
-            dropped,
-            truncated: share.cut || full || dropped > 0,
-        }
+        Window { cursor: start, next: start + share.bytes as u64, dropped, truncated: share.cut || full || dropped > 0 }
     }
 }
 
@@ -136,30 +122,10 @@ mod tests {
 
     #[test]
     fn a_read_says_where_to_go_on_and_what_is_gone() {
-        let share = |cut| Share {
-            text: String::new(),
-            bytes: 10,
-            cut,
-        };
+        let share = |cut| Share { text: String::new(), bytes: 10, cut };
         let window = |asked, start, cut, full| Window::new(asked, start, &share(cut), full);
-        assert_eq!(
-            window(5, 5, false, false),
-            Window {
-                cursor: 5,
-                next: 15,
-                dropped: 0,
-                truncated: false
-            }
-        );
-        assert_eq!(
-            window(5, 9, false, false),
-            Window {
-                cursor: 9,
-                next: 19,
-                dropped: 4,
-                truncated: true
-            }
-        );
+        assert_eq!(window(5, 5, false, false), Window { cursor: 5, next: 15, dropped: 0, truncated: false });
+        assert_eq!(window(5, 9, false, false), Window { cursor: 9, next: 19, dropped: 4, truncated: true });
         assert!(window(5, 5, true, false).truncated && window(5, 5, false, true).truncated);
         // A cursor behind the end is brought back to it.
         assert_eq!(window(50, 20, false, false).cursor, 20);

@@ -28,10 +28,7 @@ pub struct ShellResize;
 impl Tool for ShellResize {
     const NAME: &'static str = "shell_resize";
     const DESCRIPTION: &'static str = "Changes the size of a shell's terminal.";
-    const HINTS: Hints = Hints {
-        idempotent: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { idempotent: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Shell;
 
@@ -45,13 +42,8 @@ impl Tool for ShellResize {
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Shell, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
-        let info = terminals::resize(
-            guest.machine(),
-            &arguments.shell_id,
-            arguments.cols,
-            arguments.rows,
-        )
-        .map_err(|error| failed(&arguments.workspace_id, &arguments.shell_id, error))?;
+        let info = terminals::resize(guest.machine(), &arguments.shell_id, arguments.cols, arguments.rows)
+            .map_err(|error| failed(&arguments.workspace_id, &arguments.shell_id, error))?;
         Ok(Shell::new(&arguments.workspace_id, &guest, info))
     }
 }

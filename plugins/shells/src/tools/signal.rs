@@ -38,10 +38,7 @@ pub struct ShellSignal;
 impl Tool for ShellSignal {
     const NAME: &'static str = "shell_signal";
     const DESCRIPTION: &'static str = "Signals the shell's foreground job.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
@@ -58,10 +55,7 @@ impl Tool for ShellSignal {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info = terminals::signal(guest.machine(), &arguments.shell_id, signal)
             .map_err(|error| failed(&arguments.workspace_id, &arguments.shell_id, error))?;
-        Ok(Output {
-            shell: Shell::new(&arguments.workspace_id, &guest, info),
-            signal: signal.to_owned(),
-        })
+        Ok(Output { shell: Shell::new(&arguments.workspace_id, &guest, info), signal: signal.to_owned() })
     }
 }
 
@@ -72,12 +66,7 @@ fn signal(name: &str) -> Result<&'static str, ToolError> {
     SIGNALS
         .into_iter()
         .find(|known| *known == short)
-        .ok_or_else(|| {
-            invalid(format!(
-                "unknown signal `{name}`; expected one of: {}",
-                SIGNALS.join(", ")
-            ))
-        })
+        .ok_or_else(|| invalid(format!("unknown signal `{name}`; expected one of: {}", SIGNALS.join(", "))))
 }
 
 #[cfg(test)]
@@ -89,11 +78,6 @@ mod tests {
         for (name, known) in [("INT", "INT"), ("term", "TERM"), (" SIGkill ", "KILL")] {
             assert_eq!(signal(name).ok(), Some(known));
         }
-        assert!(
-            signal("STOPPED")
-                .unwrap_err()
-                .message
-                .contains("expected one of")
-        );
+        assert!(signal("STOPPED").unwrap_err().message.contains("expected one of"));
     }
 }

@@ -40,10 +40,7 @@ pub struct ShellWrite;
 impl Tool for ShellWrite {
     const NAME: &'static str = "shell_write";
     const DESCRIPTION: &'static str = "Types text into a shell.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 

@@ -51,12 +51,8 @@ pub struct WorkspaceCreate;
 
 impl Tool for WorkspaceCreate {
     const NAME: &'static str = "workspace_create";
-    const DESCRIPTION: &'static str =
-        "Creates and starts a workspace: a microVM with a persistent /workspace.";
-    const HINTS: Hints = Hints {
-        open_world: Some(true),
-        ..Hints::CONTAINED
-    };
+    const DESCRIPTION: &'static str = "Creates and starts a workspace: a microVM with a persistent /workspace.";
+    const HINTS: Hints = Hints { open_world: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Workspace;
 
@@ -72,11 +68,7 @@ impl Tool for WorkspaceCreate {
     fn call(arguments: Arguments, _call: &Call) -> Result<Workspace, ToolError> {
         let name = arguments.name.as_deref().map(name).transpose()?;
         let labels = labels(&arguments.labels)?;
-        let seed = arguments
-            .seed_path
-            .as_deref()
-            .map(host_files::read_archive)
-            .transpose()?;
+        let seed = arguments.seed_path.as_deref().map(host_files::read_archive).transpose()?;
         let workspace = workspaces::create(WorkspaceConfig {
             environment: arguments.environment,
             vcpu_count: arguments.vcpu_count,

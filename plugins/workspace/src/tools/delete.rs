@@ -20,27 +20,16 @@ pub struct WorkspaceDelete;
 impl Tool for WorkspaceDelete {
     const NAME: &'static str = "workspace_delete";
     const DESCRIPTION: &'static str = "Deletes a workspace with all its files and snapshots.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = OneWorkspace;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "delete"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "delete"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         open(&arguments.workspace_id)?.delete()?;
-        Ok(Output {
-            workspace_id: arguments.workspace_id,
-            deleted: true,
-            reason: "explicit_delete".to_owned(),
-        })
+        Ok(Output { workspace_id: arguments.workspace_id, deleted: true, reason: "explicit_delete".to_owned() })
     }
 }

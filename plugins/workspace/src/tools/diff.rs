@@ -57,21 +57,13 @@ impl Tool for WorkspaceDiff {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "diff"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "diff"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let limits = TreeLimits::default();
-        let before = Tree::index(
-            reader(guest.workspace().read_snapshot("baseline")?),
-            &limits,
-        )
-        .map_err(failed)?;
+        let before = Tree::index(reader(guest.workspace().read_snapshot("baseline")?), &limits).map_err(failed)?;
         let after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;
         let diff = compare(&before, &after, &DiffLimits::default()).map_err(failed)?;
         Ok(output(arguments.workspace_id, diff))
@@ -83,10 +75,7 @@ fn failed(error: TreeError) -> ToolError {
         TreeError::TooManyEntries(_) | TreeError::NamesTooLong(_) => "limit_exceeded",
         _ => "invalid_archive",
     };
-    ToolError::new(
-        code,
-        format!("the workspace's tree cannot be compared: {error}"),
-    )
+    ToolError::new(code, format!("the workspace's tree cannot be compared: {error}"))
 }
 
 fn output(workspace_id: String, diff: TreeDiff) -> Output {

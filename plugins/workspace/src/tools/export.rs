@@ -41,19 +41,12 @@ pub struct WorkspaceExport;
 impl Tool for WorkspaceExport {
     const NAME: &'static str = "workspace_export";
     const DESCRIPTION: &'static str = "Copies a file or directory to a new host path.";
-    const HINTS: Hints = Hints {
-        open_world: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { open_world: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "export"],
-            positionals: vec!["workspace_id", "path"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "export"], positionals: vec!["workspace_id", "path"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {
@@ -65,31 +58,17 @@ impl Tool for WorkspaceExport {
             Kind::Directory => "directory",
             Kind::Symlink => "symlink",
             Kind::Other => {
-                return Err(ToolError::new(
-                    "invalid_argument",
-                    format!("{path} is a special file"),
-                ));
+                return Err(ToolError::new("invalid_argument", format!("{path} is a special file")));
             }
         };
-        let output =
-            host_files::open_output(&arguments.output_path).map_err(|error| {
-                match error.code.as_str() {
-                    "already_exists" => ToolError::new(
-                        "already_exists",
-                        format!("output_path already exists: {}", arguments.output_path),
-                    ),
-                    _ => error.into(),
-                }
-            })?;
+        let output = host_files::open_output(&arguments.output_path).map_err(|error| match error.code.as_str() {
+            "already_exists" => {
+                ToolError::new("already_exists", format!("output_path already exists: {}", arguments.output_path))
+            }
+            _ => error.into(),
+        })?;
         let tree = Tree::index(guest.archive(&path)?, &TreeLimits::default()).map_err(failed)?;
-        let copied = copy(
-            &tree,
-            kind == Kind::Directory,
-            &HostOutput {
-                output: &output,
-                call,
-            },
-        )?;
+        let copied = copy(&tree, kind == Kind::Directory, &HostOutput { output: &output, call })?;
         output.commit()?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
@@ -143,11 +122,7 @@ struct Copied {
 }
 
 /// Copies a tree, or its only member as the root.
-fn copy<R: Read + Seek>(
-    tree: &Tree<R>,
-    is_directory: bool,
-    sink: &dyn Sink,
-) -> Result<Copied, ToolError> {
+fn copy<R: Read + Seek>(tree: &Tree<R>, is_directory: bool, sink: &dyn Sink) -> Result<Copied, ToolError> {
     let mut copied = Copied::default();
     let entries = tree.entries();
     if is_directory {
@@ -187,11 +162,8 @@ fn copy<R: Read + Seek>(
 /// A symlink that could lead a reader on the host out of the export.
 fn refuse_escape(path: &str, target: &str) -> Result<(), ToolError> {
     if target.starts_with('/') || target.split('/').any(|part| part == "..") {
-        return Err(ToolError::new(
-            "invalid_archive",
-            format!("symlink {path} points to {target}, out of the export"),
-        )
-        .with_hint("export a part of the tree without it"));
+        return Err(ToolError::new("invalid_archive", format!("symlink {path} points to {target}, out of the export"))
+            .with_hint("export a part of the tree without it"));
     }
     Ok(())
 }
@@ -222,9 +194,7 @@ mod tests {
         }
 
         fn write(&self, data: &[u8], done: u64) -> Result<(), ToolError> {
-            self.0
-                .borrow_mut()
-                .push(format!("write {} {done}", data.len()));
+            self.0.borrow_mut().push(format!("write {} {done}", data.len()));
             Ok(())
         }
 
@@ -240,50 +210,25 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_size(*size as u64);
             header.set_mode(0o4755);
-            builder
-                .append_data(&mut header, path, &vec![b'x'; *size][..])
-                .expect("append");
+            builder.append_data(&mut header, path, &vec![b'x'; *size][..]).expect("append");
         }
         for (path, target) in links {
             let mut header = tar::Header::new_gnu();
             header.set_size(0);
             header.set_entry_type(tar::EntryType::Symlink);
-            builder
-                .append_link(&mut header, path, target)
-                .expect("append");
+            builder.append_link(&mut header, path, target).expect("append");
         }
-        Tree::index(
-            Cursor::new(builder.into_inner().expect("tar")),
-            &TreeLimits::default(),
-        )
-        .expect("tree")
+        Tree::index(Cursor::new(builder.into_inner().expect("tar")), &TreeLimits::default()).expect("tree")
     }
 
     #[test]
     fn a_directory_keeps_its_names_and_loses_special_bits() {
         let log = Log::default();
-        let copied = copy(
-            &tree(&[("d/a", (1 << 20) + 5)], &[("l", "d/a")]),
-            true,
-            &log,
-        )
-        .expect("a copy");
-        assert_eq!(
-            copied,
-            Copied {
-                entries: 2,
-                bytes: (1 << 20) + 5
-            }
-        );
+        let copied = copy(&tree(&[("d/a", (1 << 20) + 5)], &[("l", "d/a")]), true, &log).expect("a copy");
+        assert_eq!(copied, Copied { entries: 2, bytes: (1 << 20) + 5 });
         assert_eq!(
             log.0.into_inner(),
-            [
-                "dir  755",
-                "file d/a 755",
-                "write 1048576 1048576",
-                "write 5 1048581",
-                "link l d/a"
-            ]
+            ["dir  755", "file d/a 755", "write 1048576 1048576", "write 5 1048581", "link l d/a"]
         );
     }
 
@@ -292,23 +237,13 @@ mod tests {
         let log = Log::default();
         copy(&tree(&[("a", 2)], &[]), false, &log).expect("a copy");
         assert_eq!(log.0.into_inner(), ["file  755", "write 2 2"]);
-        assert!(
-            copy(
-                &tree(&[("a", 2), ("b", 2)], &[]),
-                false,
-                &Log::default()
-            )
-            .is_err()
-        );
+        assert!(copy(&tree(&[("a", 2), ("b", 2)], &[]), false, &Log::default()).is_err());
     }
 
     #[test]
     fn links_out_of_the_export_are_refused() {
         for target in ["/etc/passwd", "../x", "a/../../x"] {
-            assert!(
-                copy(&tree(&[], &[("l", target)]), true, &Log::default()).is_err(),
-                "{target}"
-            );
+            assert!(copy(&tree(&[], &[("l", target)]), true, &Log::default()).is_err(), "{target}");
         }
     }
 }

@@ -65,17 +65,11 @@ impl Tool for WorkspaceList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "list"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "list"], ..Cli::default() })
     }
 
     fn call(_arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let workspaces: Vec<Item> = workspaces::list()?.into_iter().map(Item::from).collect();
-        Ok(Output {
-            count: workspaces.len(),
-            workspaces,
-        })
+        Ok(Output { count: workspaces.len(), workspaces })
     }
 }

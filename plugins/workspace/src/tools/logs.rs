@@ -67,11 +67,7 @@ impl Tool for WorkspaceLogs {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "logs"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "logs"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
@@ -95,12 +91,7 @@ impl Tool for WorkspaceLogs {
                 stderr_bytes: stderr.size(),
             });
         }
-        Ok(Output {
-            workspace_id: arguments.workspace_id,
-            count: entries.len(),
-            entries,
-            truncated,
-        })
+        Ok(Output { workspace_id: arguments.workspace_id, count: entries.len(), entries, truncated })
     }
 }
 
@@ -109,42 +100,21 @@ fn shown(blob: &Blob, share: u64) -> (String, bool) {
     let size = blob.size();
     let length = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     if size <= share {
-        return (
-            String::from_utf8_lossy(&blob.read(0, length(size))).into_owned(),
-            false,
-        );
+        return (String::from_utf8_lossy(&blob.read(0, length(size))).into_owned(), false);
     }
     let half = share / 2;
-    (
-        join(
-            &blob.read(0, length(half)),
-            &blob.read(size - half, length(half)),
-            size - 2 * half,
-        ),
-        true,
-    )
+    (join(&blob.read(0, length(half)), &blob.read(size - half, length(half)), size - 2 * half), true)
 }
 
 fn join(head: &[u8], tail: &[u8], missing: u64) -> String {
     // Characters that the cut split are not the command's doing.
-    let cut = head
-        .utf8_chunks()
-        .last()
-        .filter(|chunk| !chunk.invalid().is_empty())
-        .map_or(0, |chunk| chunk.invalid().len());
+    let cut =
+        head.utf8_chunks().last().filter(|chunk| !chunk.invalid().is_empty()).map_or(0, |chunk| chunk.invalid().len());
     let head = head.get(..head.len() - cut.min(3)).unwrap_or_default();
-    let skip = tail
-        .iter()
-        .take(3)
-        .take_while(|byte| **byte & 0xc0 == 0x80)
-        .count();
+    let skip = tail.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count();
     let tail = tail.get(skip..).unwrap_or_default();
     let missing = missing + cut.min(3) as u64 + skip as u64;
-    format!(
-        "{}\n[... {missing} bytes left out ...]\n{}",
-        String::from_utf8_lossy(head),
-        String::from_utf8_lossy(tail)
-    )
+    format!("{}\n[... {missing} bytes left out ...]\n{}", String::from_utf8_lossy(head), String::from_utf8_lossy(tail))
 }
 
 #[cfg(test)]
@@ -155,9 +125,6 @@ mod tests {
     fn the_gap_is_named_and_splits_no_character() {
         assert_eq!(join(b"ab", b"yz", 7), "ab\n[... 7 bytes left out ...]\nyz");
         let e = "é".as_bytes();
-        assert_eq!(
-            join(&[b"a", &e[..1]].concat(), &[&e[1..], b"z"].concat(), 5),
-            "a\n[... 7 bytes left out ...]\nz"
-        );
+        assert_eq!(join(&[b"a", &e[..1]].concat(), &[&e[1..], b"z"].concat(), 5), "a\n[... 7 bytes left out ...]\nz");
     }
 }

@@ -44,35 +44,24 @@ pub struct WorkspaceReset;
 
 impl Tool for WorkspaceReset {
     const NAME: &'static str = "workspace_reset";
-    const DESCRIPTION: &'static str = "Recreates a workspace from its environment with a saved /workspace; everything else in it is lost.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        ..Hints::CONTAINED
-    };
+    const DESCRIPTION: &'static str =
+        "Recreates a workspace from its environment with a saved /workspace; everything else in it is lost.";
+    const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "reset"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "reset"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let id = &arguments.workspace_id;
         let name = arguments.snapshot.trim();
         let workspace = open(id)?;
-        let snapshot = workspace
-            .reset(Some(name))
-            .map_err(|error| match error.code.as_str() {
-                "not_found" => ToolError::new(
-                    "not_found",
-                    format!("snapshot '{name}' does not exist in workspace '{id}'"),
-                ),
-                _ => error.into(),
-            })?;
+        let snapshot = workspace.reset(Some(name)).map_err(|error| match error.code.as_str() {
+            "not_found" => ToolError::new("not_found", format!("snapshot '{name}' does not exist in workspace '{id}'")),
+            _ => error.into(),
+        })?;
         Ok(Output {
             workspace: workspace.info()?.into(),
             workspace_reset: Reset {

@@ -12,19 +12,12 @@ pub struct WorkspaceStart;
 impl Tool for WorkspaceStart {
     const NAME: &'static str = "workspace_start";
     const DESCRIPTION: &'static str = "Starts a stopped workspace with its disk as it was.";
-    const HINTS: Hints = Hints {
-        idempotent: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { idempotent: Some(true), ..Hints::CONTAINED };
     type Arguments = OneWorkspace;
     type Output = Workspace;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "start"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "start"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Workspace, ToolError> {

@@ -17,11 +17,7 @@ impl Tool for WorkspaceStatus {
     type Output = Workspace;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "status"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "status"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Workspace, ToolError> {

@@ -12,20 +12,12 @@ pub struct WorkspaceStop;
 impl Tool for WorkspaceStop {
     const NAME: &'static str = "workspace_stop";
     const DESCRIPTION: &'static str = "Stops a workspace and what runs in it; files are kept.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        idempotent: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { destructive: Some(true), idempotent: Some(true), ..Hints::CONTAINED };
     type Arguments = OneWorkspace;
     type Output = Workspace;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "stop"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "stop"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Workspace, ToolError> {

@@ -46,12 +46,8 @@ pub struct WorkspaceSyncPush;
 impl Tool for WorkspaceSyncPush {
     const NAME: &'static str = "workspace_sync_push";
     const DESCRIPTION: &'static str = "Copies host files over a started workspace's; deletes none.";
-    const HINTS: Hints = Hints {
-        destructive: Some(true),
-        idempotent: Some(true),
-        open_world: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints =
+        Hints { destructive: Some(true), idempotent: Some(true), open_world: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Output;
 
@@ -67,8 +63,7 @@ impl Tool for WorkspaceSyncPush {
         let destination = path(&arguments.dest)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let archive = host_files::read_archive(&arguments.source_path)?;
-        let (entry_count, bytes_written) =
-            files::extract(guest.machine(), WORKSPACE, &destination, &archive.tar)?;
+        let (entry_count, bytes_written) = files::extract(guest.machine(), WORKSPACE, &destination, &archive.tar)?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             execution_mode: guest.execution_mode(),

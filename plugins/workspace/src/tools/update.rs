@@ -36,19 +36,12 @@ pub struct WorkspaceUpdate;
 impl Tool for WorkspaceUpdate {
     const NAME: &'static str = "workspace_update";
     const DESCRIPTION: &'static str = "Changes a workspace's name, labels or lifetime.";
-    const HINTS: Hints = Hints {
-        idempotent: Some(true),
-        ..Hints::CONTAINED
-    };
+    const HINTS: Hints = Hints { idempotent: Some(true), ..Hints::CONTAINED };
     type Arguments = Arguments;
     type Output = Workspace;
 
     fn cli() -> Option<Cli> {
-        Some(Cli {
-            path: vec!["workspace", "update"],
-            positionals: vec!["workspace_id"],
-            ..Cli::default()
-        })
+        Some(Cli { path: vec!["workspace", "update"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Workspace, ToolError> {
@@ -70,31 +63,17 @@ fn change(arguments: &Arguments, info: &WorkspaceInfo) -> Result<Update, ToolErr
     };
     let change = Update {
         name: name.filter(|name| *name != info.name),
-        clear_labels: arguments
-            .clear_labels
-            .iter()
-            .map(|key| label_key(key))
-            .collect::<Result<_, _>>()?,
+        clear_labels: arguments.clear_labels.iter().map(|key| label_key(key)).collect::<Result<_, _>>()?,
         set_labels: labels(&arguments.labels)?,
         ttl_seconds: arguments.ttl_seconds,
     };
-    let mut after: BTreeMap<&str, &str> = info
-        .labels
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .collect();
+    let mut after: BTreeMap<&str, &str> =
+        info.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let before = after.clone();
-    after.extend(
-        change
-            .set_labels
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.as_str())),
-    );
+    after.extend(change.set_labels.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     after.retain(|key, _| !change.clear_labels.iter().any(|cleared| cleared == key));
     if change.name.is_none() && change.ttl_seconds.is_none() && after == before {
-        return Err(invalid(
-            "workspace update requested no effective metadata change",
-        ));
+        return Err(invalid("workspace update requested no effective metadata change"));
     }
     Ok(change)
 }
@@ -139,33 +118,13 @@ mod tests {
     #[test]
     fn only_what_differs_is_changed() {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        let named = of(Arguments {
-            name: Some(" new ".into()),
-            ..Arguments::default()
-        })
-        .unwrap();
+        let named = of(Arguments { name: Some(" new ".into()), ..Arguments::default() }).unwrap();
         assert_eq!(named.name, Some(Some("new".into())));
-        let cleared = of(Arguments {
-            clear_name: true,
-            ..Arguments::default()
-        })
-        .unwrap();
+        let cleared = of(Arguments { clear_name: true, ..Arguments::default() }).unwrap();
         assert_eq!(cleared.name, Some(None));
-        let labelled = of(Arguments {
-            labels: BTreeMap::from([pair("b", "2")]),
-            ..Arguments::default()
-        })
-        .unwrap();
+        let labelled = of(Arguments { labels: BTreeMap::from([pair("b", "2")]), ..Arguments::default() }).unwrap();
         assert_eq!(labelled.set_labels, [pair("b", "2")]);
-        assert_eq!(
-            of(Arguments {
-                ttl_seconds: Some(60),
-                ..Arguments::default()
-            })
-            .unwrap()
-            .ttl_seconds,
-            Some(60)
-        );
+        assert_eq!(of(Arguments { ttl_seconds: Some(60), ..Arguments::default() }).unwrap().ttl_seconds, Some(60));
     }
 
     #[test]
@@ -174,31 +133,14 @@ mod tests {
         let none = "workspace update requested no effective metadata change";
         for arguments in [
             Arguments::default(),
-            Arguments {
-                name: Some("old".into()),
-                ..Arguments::default()
-            },
-            Arguments {
-                labels: pair("a", "1"),
-                ..Arguments::default()
-            },
-            Arguments {
-                clear_labels: vec!["z".into()],
-                ..Arguments::default()
-            },
-            Arguments {
-                labels: pair("z", "1"),
-                clear_labels: vec!["z".into()],
-                ..Arguments::default()
-            },
+            Arguments { name: Some("old".into()), ..Arguments::default() },
+            Arguments { labels: pair("a", "1"), ..Arguments::default() },
+            Arguments { clear_labels: vec!["z".into()], ..Arguments::default() },
+            Arguments { labels: pair("z", "1"), clear_labels: vec!["z".into()], ..Arguments::default() },
         ] {
             assert_eq!(of(arguments).unwrap_err(), none);
         }
-        let both = Arguments {
-            name: Some("x".into()),
-            clear_name: true,
-            ..Arguments::default()
-        };
+        let both = Arguments { name: Some("x".into()), clear_name: true, ..Arguments::default() };
         assert!(of(both).unwrap_err().contains("together"));
     }
 }

@@ -12,17 +12,11 @@ fn nonsense_costs_the_guest_its_connection() {
         ("an unknown operation", |p| p.header.op = 99),
         ("operation zero", |p| p.header.op = 0),
         ("another socket type", |p| p.header.kind = 2),
-        ("a response nobody asked for", |p| {
-            p.header.op = Op::Response.to_wire()
-        }),
+        ("a response nobody asked for", |p| p.header.op = Op::Response.to_wire()),
         ("a length beyond the chain", |p| p.header.len = 8),
         ("the largest length", |p| p.header.len = u32::MAX),
-        ("bytes acknowledged that were never sent", |p| {
-            p.header.fwd_cnt = 1
-        }),
-        ("a request on an open connection", |p| {
-            p.header.op = Op::Request.to_wire()
-        }),
+        ("bytes acknowledged that were never sent", |p| p.header.fwd_cnt = 1),
+        ("a request on an open connection", |p| p.header.op = Op::Request.to_wire()),
     ];
     for (what, spoil) in spoils {
         let mut guest = Guest::ready();
@@ -62,13 +56,7 @@ fn packets_of_strangers_are_dropped_and_unknown_ones_reset() {
     guest.send(&misrouted);
     assert!(guest.take().is_empty());
     assert_eq!(guest.handle.stats().dropped_packets, 2);
-    for op in [
-        Op::Data,
-        Op::Response,
-        Op::Shutdown,
-        Op::CreditUpdate,
-        Op::CreditRequest,
-    ] {
+    for op in [Op::Data, Op::Response, Op::Shutdown, Op::CreditUpdate, Op::CreditRequest] {
         guest.send(&packet(1, 1, op, b""));
         assert_eq!(guest.take_one().op(), Op::Reset);
     }
@@ -98,15 +86,10 @@ fn chains_that_are_no_packets_are_given_back() {
         (0, 0, 0, 0),
     ] {
         guest.tx_ring.reap(&guest.mem);
-        let head = guest
-            .tx_ring
-            .post(&guest.mem, &[44], false)
-            .map(|_| *guest.tx_ring.flying.keys().next().unwrap())
-            .unwrap();
+        let head =
+            guest.tx_ring.post(&guest.mem, &[44], false).map(|_| *guest.tx_ring.flying.keys().next().unwrap()).unwrap();
         let next = if next == 0 { head } else { next };
-        guest
-            .tx_ring
-            .write_descriptor(&guest.mem, head, addr, len, flags, next);
+        guest.tx_ring.write_descriptor(&guest.mem, head, addr, len, flags, next);
         let before = guest.handle.stats().dropped_packets;
         guest.kick_tx();
         assert!(guest.handle.stats().dropped_packets > before);
@@ -152,26 +135,17 @@ fn broken_rings_are_reported() {
     // More available than the ring holds.
     let mut guest = Guest::ready();
     guest.tx_ring.write_avail_index(&guest.mem, 1000);
-    assert!(matches!(
-        guest.try_kick_tx(),
-        Err(VsockRingError::Broken(VsockQueue::Tx, _))
-    ));
+    assert!(matches!(guest.try_kick_tx(), Err(VsockRingError::Broken(VsockQueue::Tx, _))));
 
     // A head outside the descriptor table.
     let mut guest = Guest::ready();
     guest.tx_ring.publish(&guest.mem, 999);
-    assert!(matches!(
-        guest.try_kick_tx(),
-        Err(VsockRingError::Broken(VsockQueue::Tx, _))
-    ));
+    assert!(matches!(guest.try_kick_tx(), Err(VsockRingError::Broken(VsockQueue::Tx, _))));
 
     // Rings outside memory.
     let mut guest = Guest::ready();
     guest.misplace_rx();
-    assert!(matches!(
-        guest.try_kick_rx(),
-        Err(VsockRingError::Unmapped(VsockQueue::Rx))
-    ));
+    assert!(matches!(guest.try_kick_rx(), Err(VsockRingError::Unmapped(VsockQueue::Rx))));
 }
 
 #[test]
@@ -199,9 +173,7 @@ fn a_guest_that_takes_no_resets_does_not_grow_the_device() {
 fn a_storm_of_guest_connects_is_bounded() {
     let mut guest = Guest::new();
     let (sender, streams) = std::sync::mpsc::channel();
-    guest
-        .handle
-        .listen(1025, move |stream| drop(sender.send(stream)));
+    guest.handle.listen(1025, move |stream| drop(sender.send(stream)));
     guest.settle();
     for round in 0..20 {
         for port in 0..100 {

@@ -12,8 +12,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::vsock::muxer::FIRST_HOST_PORT;
 use crate::vsock::{
-    ConnectOutcome, HEADER_LEN, HOST_CID, Header, Op, VsockConfig, VsockDevice, VsockHandle,
-    VsockNotify, VsockQueues, VsockRingError,
+    ConnectOutcome, HEADER_LEN, HOST_CID, Header, Op, VsockConfig, VsockDevice, VsockHandle, VsockNotify, VsockQueues,
+    VsockRingError,
 };
 
 pub const CID: u64 = 42;
@@ -88,18 +88,11 @@ impl DriverRing {
 
     /// Returns the memory of the next chain of one descriptor.
     pub fn next_address(&self) -> Option<u64> {
-        self.free
-            .last()
-            .map(|&id| self.heap + u64::from(id) * 0x1_0000)
+        self.free.last().map(|&id| self.heap + u64::from(id) * 0x1_0000)
     }
 
     /// Posts one chain of buffers with these lengths and returns their memory.
-    pub fn post(
-        &mut self,
-        mem: &GuestMemoryMmap,
-        lens: &[u32],
-        writable: bool,
-    ) -> Option<Vec<u64>> {
+    pub fn post(&mut self, mem: &GuestMemoryMmap, lens: &[u32], writable: bool) -> Option<Vec<u64>> {
         if lens.is_empty() || self.free.len() < lens.len() {
             return None;
         }
@@ -121,15 +114,7 @@ impl DriverRing {
         Some(addresses)
     }
 
-    pub fn write_descriptor(
-        &self,
-        mem: &GuestMemoryMmap,
-        id: u16,
-        addr: u64,
-        len: u32,
-        flags: u16,
-        next: u16,
-    ) {
+    pub fn write_descriptor(&self, mem: &GuestMemoryMmap, id: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let at = GuestAddress(self.base + u64::from(id) * 16);
         mem.write_obj(addr, at).unwrap();
         mem.write_obj(len, GuestAddress(at.0 + 8)).unwrap();
@@ -145,14 +130,12 @@ impl DriverRing {
     }
 
     pub fn write_avail_index(&self, mem: &GuestMemoryMmap, index: u16) {
-        mem.write_obj(index, GuestAddress(self.base + 0x2000 + 2))
-            .unwrap();
+        mem.write_obj(index, GuestAddress(self.base + 0x2000 + 2)).unwrap();
     }
 
     /// Sets the flags of the available ring.
     pub fn write_avail_flags(&self, mem: &GuestMemoryMmap, flags: u16) {
-        mem.write_obj(flags, GuestAddress(self.base + 0x2000))
-            .unwrap();
+        mem.write_obj(flags, GuestAddress(self.base + 0x2000)).unwrap();
     }
 
     /// Asks for a notification once used entry `index` is written.
@@ -168,10 +151,7 @@ impl DriverRing {
 
     /// The device asked to be kicked at this available index.
     pub fn avail_event(&self, mem: &GuestMemoryMmap) -> u16 {
-        mem.read_obj(GuestAddress(
-            self.base + 0x4000 + 4 + u64::from(RING_SIZE) * 8,
-        ))
-        .unwrap()
+        mem.read_obj(GuestAddress(self.base + 0x4000 + 4 + u64::from(RING_SIZE) * 8)).unwrap()
     }
 
     pub fn next_avail(&self) -> u16 {
@@ -186,10 +166,7 @@ impl DriverRing {
             let slot = self.base + 0x4000 + 4 + u64::from(self.used % RING_SIZE) * 8;
             let head: u32 = mem.read_obj(GuestAddress(slot)).unwrap();
             let len: u32 = mem.read_obj(GuestAddress(slot + 4)).unwrap();
-            let chain = self
-                .flying
-                .remove(&(head as u16))
-                .expect("the device finishes only what it has, and once");
+            let chain = self.flying.remove(&(head as u16)).expect("the device finishes only what it has, and once");
             self.free.extend(chain.iter().map(|&(id, _, _)| id));
             done.push((chain, len));
             self.used = self.used.wrapping_add(1);
@@ -227,8 +204,7 @@ impl Guest {
 
     pub fn around(device: VsockDevice, handle: VsockHandle, event_idx: bool) -> Guest {
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let (rx_ring, tx_ring, event_ring) =
-            (DriverRing::new(0), DriverRing::new(1), DriverRing::new(2));
+        let (rx_ring, tx_ring, event_ring) = (DriverRing::new(0), DriverRing::new(1), DriverRing::new(2));
         Guest {
             rx: rx_ring.queue(event_idx),
             tx: tx_ring.queue(event_idx),
@@ -258,9 +234,7 @@ impl Guest {
         self.tx_ring = DriverRing::new(1);
         self.event_ring = DriverRing::new(2);
         for ring in [&self.rx_ring, &self.tx_ring, &self.event_ring] {
-            self.mem
-                .write_slice(&[0; 0x6000], GuestAddress(ring.base))
-                .unwrap();
+            self.mem.write_slice(&[0; 0x6000], GuestAddress(ring.base)).unwrap();
         }
         self.rx = self.rx_ring.queue(true);
         self.tx = self.tx_ring.queue(true);
@@ -278,17 +252,9 @@ impl Guest {
 
     fn call(
         &mut self,
-        call: impl FnOnce(
-            &mut VsockDevice,
-            &GuestMemoryMmap,
-            VsockQueues<'_>,
-        ) -> Result<VsockNotify, VsockRingError>,
+        call: impl FnOnce(&mut VsockDevice, &GuestMemoryMmap, VsockQueues<'_>) -> Result<VsockNotify, VsockRingError>,
     ) -> Result<VsockNotify, VsockRingError> {
-        let queues = VsockQueues {
-            rx: &mut self.rx,
-            tx: &mut self.tx,
-            event: Some(&mut self.event),
-        };
+        let queues = VsockQueues { rx: &mut self.rx, tx: &mut self.tx, event: Some(&mut self.event) };
         let notify = call(&mut self.device, &self.mem, queues)?;
         self.notified.0 += u32::from(notify.rx);
         self.notified.1 += u32::from(notify.tx);
@@ -319,10 +285,7 @@ impl Guest {
     pub fn host_event_within(&self, timeout: Duration) -> bool {
         // SAFETY: the descriptor is the device's, which outlives this call.
         let fd = unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) };
-        let wait = Timespec {
-            tv_sec: timeout.as_secs() as i64,
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
+        let wait = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         poll(&mut fds, Some(&wait)).unwrap() > 0
     }
@@ -336,10 +299,7 @@ impl Guest {
 
     /// Waits for one host event and serves all.
     pub fn wait(&mut self) {
-        assert!(
-            self.host_event_within(Duration::from_secs(5)),
-            "the device has nothing to do"
-        );
+        assert!(self.host_event_within(Duration::from_secs(5)), "the device has nothing to do");
         self.settle();
     }
 
@@ -397,19 +357,14 @@ impl Guest {
             let mut bytes = Vec::new();
             for (_, addr, piece) in chain {
                 let mut buffer = vec![0; (piece as usize).min(len as usize - bytes.len())];
-                self.mem
-                    .read_slice(&mut buffer, GuestAddress(addr))
-                    .unwrap();
+                self.mem.read_slice(&mut buffer, GuestAddress(addr)).unwrap();
                 bytes.extend(buffer);
             }
             let wire: &[u8; HEADER_LEN] = bytes.first_chunk().expect("a whole header");
             let header = Header::decode(wire);
             let payload = bytes[HEADER_LEN..].to_vec();
             assert_eq!(header.len as usize, payload.len());
-            assert_eq!(
-                (header.src_cid, header.dst_cid, header.kind),
-                (HOST_CID, CID, 1)
-            );
+            assert_eq!((header.src_cid, header.dst_cid, header.kind), (HOST_CID, CID, 1));
             packets.push(Packet { header, payload });
         }
         packets
@@ -438,10 +393,7 @@ pub fn packet(host: u32, guest: u32, op: Op, payload: &[u8]) -> Packet {
         buf_alloc: 64 * 1024,
         fwd_cnt: 0,
     };
-    Packet {
-        header,
-        payload: payload.to_vec(),
-    }
+    Packet { header, payload: payload.to_vec() }
 }
 
 /// Connects to `port` of the guest, which accepts. Returns the host's end and the host's port.

@@ -75,11 +75,7 @@ fn the_guest_hears_of_room_before_it_runs_out() {
         guest.send(&packet(port, 1, Op::Data, &chunk));
         host.read_exact(&mut sink).unwrap();
         guest.settle();
-        updates += guest
-            .take()
-            .iter()
-            .filter(|p| p.op() == Op::CreditUpdate)
-            .count();
+        updates += guest.take().iter().filter(|p| p.op() == Op::CreditUpdate).count();
     }
     // The guest of these tests has 64 KiB itself, and Linux sends no more at once than that.
     assert_eq!(updates, 64 * 32 / 32, "one per half window");
@@ -88,13 +84,7 @@ fn the_guest_hears_of_room_before_it_runs_out() {
 #[test]
 fn a_guest_that_caps_its_window_never_stalls() {
     for own_buffer in [1u32, 4096, 64 * 1024, 1 << 30] {
-        let mut guest = Guest::with(
-            VsockConfig {
-                buf_alloc: 1 << 20,
-                ..VsockConfig::new(CID)
-            },
-            true,
-        );
+        let mut guest = Guest::with(VsockConfig { buf_alloc: 1 << 20, ..VsockConfig::new(CID) }, true);
         guest.supply(usize::MAX);
         let (mut host, port) = open(&mut guest, 1);
         let (mut sent, mut room) = (0u32, (1u32 << 20, 0u32));
@@ -122,10 +112,7 @@ fn a_question_about_credit_is_answered() {
     guest.send(&packet(port, 1, Op::Data, b"12345"));
     guest.send(&packet(port, 1, Op::CreditRequest, b""));
     let answer = guest.take_one();
-    assert_eq!(
-        (answer.op(), answer.header.fwd_cnt, answer.header.buf_alloc),
-        (Op::CreditUpdate, 5, 256 * 1024)
-    );
+    assert_eq!((answer.op(), answer.header.fwd_cnt, answer.header.buf_alloc), (Op::CreditUpdate, 5, 256 * 1024));
 }
 
 #[test]
@@ -139,11 +126,7 @@ fn what_the_host_did_not_take_follows_in_order() {
     let mut shutdown = packet(port, 1, Op::Shutdown, b"");
     shutdown.header.flags = 3;
     guest.send(&shutdown);
-    assert_eq!(
-        guest.take().last().map(Packet::op),
-        Some(Op::Reset),
-        "the guest is let go at once"
-    );
+    assert_eq!(guest.take().last().map(Packet::op), Some(Op::Reset), "the guest is let go at once");
     let mut got: Vec<u8> = Vec::new();
     loop {
         let mut buffer = [0; 7000];
@@ -169,10 +152,7 @@ fn no_receive_buffers_means_no_work_until_there_are() {
         host.write_all(&[1; 6000]).unwrap();
         guest.wait();
         assert_eq!(guest.take_keeping().len(), 1);
-        assert!(
-            !guest.host_event_within(Duration::from_millis(10)),
-            "no busy loop"
-        );
+        assert!(!guest.host_event_within(Duration::from_millis(10)), "no busy loop");
         assert_eq!(guest.handle.stats().rx_starved, 1);
         guest.supply(2);
         guest.kick_rx();
@@ -189,10 +169,7 @@ fn large_reads_fill_many_buffers_at_once_and_notify_once() {
     guest.rx_ring.want_notification(&guest.mem);
     host.write_all(&[1; 60 * 1024]).unwrap();
     guest.wait();
-    assert_eq!(
-        guest.take().iter().map(|p| p.header.len).sum::<u32>(),
-        60 * 1024
-    );
+    assert_eq!(guest.take().iter().map(|p| p.header.len).sum::<u32>(), 60 * 1024);
     assert_eq!(guest.notified.0, before + 1);
 }
 
@@ -264,30 +241,17 @@ fn the_driver_decides_about_notifications() {
 
 #[test]
 fn packets_may_be_cut_anywhere() {
-    for shape in [
-        Shape::One,
-        Shape::Two,
-        Shape::Pieces(1),
-        Shape::Pieces(7),
-        Shape::Pieces(43),
-        Shape::Pieces(45),
-    ] {
+    for shape in [Shape::One, Shape::Two, Shape::Pieces(1), Shape::Pieces(7), Shape::Pieces(43), Shape::Pieces(45)] {
         let mut guest = Guest::ready();
         let (mut host, port) = open(&mut guest, 1);
         let payload = b"cut me";
         assert!(guest.queue(&packet(port, 1, Op::Data, payload), shape));
         guest.kick_tx();
         let mut got = [0; 6];
-        host.read_exact(&mut got)
-            .unwrap_or_else(|e| panic!("{shape:?}: {e}"));
+        host.read_exact(&mut got).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
         assert_eq!(&got, payload);
     }
-    for rx_shape in [
-        vec![44, 4096],
-        vec![10, 34, 100, 3000],
-        vec![43, 2],
-        vec![45],
-    ] {
+    for rx_shape in [vec![44, 4096], vec![10, 34, 100, 3000], vec![43, 2], vec![45]] {
         let mut guest = Guest::new();
         guest.rx_shape = rx_shape;
         guest.supply(usize::MAX);
@@ -319,22 +283,6 @@ fn another_parser_agrees() {
     let mem: &GuestMemoryMmap = &guest.mem;
     let mut chain = queue.pop_descriptor_chain(mem).unwrap();
     let theirs = VsockPacket::from_tx_virtq_chain(mem, &mut chain, 65536).unwrap();
-    assert_eq!(
-        (
-            theirs.src_cid(),
-            theirs.dst_cid(),
-            theirs.src_port(),
-            theirs.dst_port()
-        ),
-        (2, CID, port, 77)
-    );
-    assert_eq!(
-        (
-            theirs.op(),
-            theirs.type_(),
-            theirs.len(),
-            theirs.buf_alloc()
-        ),
-        (5, 1, 7, 256 * 1024)
-    );
+    assert_eq!((theirs.src_cid(), theirs.dst_cid(), theirs.src_port(), theirs.dst_port()), (2, CID, port, 77));
+    assert_eq!((theirs.op(), theirs.type_(), theirs.len(), theirs.buf_alloc()), (5, 1, 7, 256 * 1024));
 }

@@ -32,19 +32,13 @@ fn bytes_go_both_ways() {
     host.write_all(b"question").unwrap();
     guest.wait();
     let got = guest.take_one();
-    assert_eq!(
-        (got.op(), got.payload.as_slice(), got.header.dst_port),
-        (Op::Data, &b"question"[..], 1024)
-    );
+    assert_eq!((got.op(), got.payload.as_slice(), got.header.dst_port), (Op::Data, &b"question"[..], 1024));
     guest.send(&packet(port, 1024, Op::Data, b"answer"));
     let mut answer = [0; 6];
     host.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"answer");
     let stats = guest.handle.stats();
-    assert_eq!(
-        (stats.tx_bytes, stats.rx_bytes, stats.connections_opened),
-        (6, 8, 1)
-    );
+    assert_eq!((stats.tx_bytes, stats.rx_bytes, stats.connections_opened), (6, 8, 1));
 }
 
 #[test]
@@ -80,10 +74,7 @@ fn a_connect_waits_for_the_driver_and_then_gives_up() {
     assert_eq!(guest.wait_for(&late), ConnectOutcome::TimedOut);
     guest.supply(4);
     guest.kick_rx();
-    assert!(
-        guest.take().is_empty(),
-        "what the guest never saw needs no reset"
-    );
+    assert!(guest.take().is_empty(), "what the guest never saw needs no reset");
     drop(outcome);
 }
 
@@ -91,9 +82,7 @@ fn a_connect_waits_for_the_driver_and_then_gives_up() {
 fn the_completion_may_write_ahead_of_the_guest() {
     let mut guest = Guest::ready();
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    guest.handle.connect(5, theirs, |_, mut stream| {
-        stream.write_all(b"ok\n").unwrap()
-    });
+    guest.handle.connect(5, theirs, |_, mut stream| stream.write_all(b"ok\n").unwrap());
     guest.settle();
     let port = guest.take_one().header.src_port;
     guest.queue(&packet(port, 5, Op::Response, b""), Shape::One);
@@ -112,10 +101,7 @@ fn the_host_ends_its_half_first() {
     host.shutdown(Shutdown::Write).unwrap();
     guest.wait();
     let packets = guest.take();
-    assert_eq!(
-        packets.iter().map(Packet::op).collect::<Vec<_>>(),
-        [Op::Data, Op::Shutdown]
-    );
+    assert_eq!(packets.iter().map(Packet::op).collect::<Vec<_>>(), [Op::Data, Op::Shutdown]);
     assert_eq!(packets[1].header.flags, 2);
     // The other half still works, and ends when the guest says so.
     guest.send(&packet(port, 1, Op::Data, b"reply"));
@@ -238,20 +224,11 @@ fn the_guest_may_connect_only_where_someone_listens() {
     assert_eq!(guest.take_one().op(), Op::Reset);
 
     let (sender, streams) = channel();
-    guest
-        .handle
-        .listen(1025, move |stream| sender.send(stream).unwrap());
+    guest.handle.listen(1025, move |stream| sender.send(stream).unwrap());
     guest.settle();
     guest.send(&packet(1025, 3000, Op::Request, b""));
     let response = guest.take_one();
-    assert_eq!(
-        (
-            response.op(),
-            response.header.src_port,
-            response.header.dst_port
-        ),
-        (Op::Response, 1025, 3000)
-    );
+    assert_eq!((response.op(), response.header.src_port, response.header.dst_port), (Op::Response, 1025, 3000));
     assert_eq!(response.header.buf_alloc, 256 * 1024);
     let mut host: UnixStream = streams.try_recv().unwrap();
     guest.send(&packet(1025, 3000, Op::Data, b"ready"));
@@ -272,40 +249,26 @@ fn the_guest_may_connect_only_where_someone_listens() {
 fn a_second_request_on_an_open_connection_ends_it() {
     let mut guest = Guest::ready();
     let (sender, streams) = channel();
-    guest
-        .handle
-        .listen(1025, move |stream| sender.send(stream).unwrap());
+    guest.handle.listen(1025, move |stream| sender.send(stream).unwrap());
     guest.settle();
     guest.send(&packet(1025, 3000, Op::Request, b""));
     guest.send(&packet(1025, 3000, Op::Request, b""));
-    assert_eq!(
-        guest.take().iter().map(Packet::op).collect::<Vec<_>>(),
-        [Op::Response, Op::Reset]
-    );
+    assert_eq!(guest.take().iter().map(Packet::op).collect::<Vec<_>>(), [Op::Response, Op::Reset]);
     let mut host: UnixStream = streams.try_recv().unwrap();
     assert_eq!(host.read(&mut [0; 1]).unwrap(), 0);
 }
 
 #[test]
 fn connections_have_a_limit() {
-    let config = VsockConfig {
-        max_connections: 3,
-        max_guest_connections: 1,
-        ..VsockConfig::new(CID)
-    };
+    let config = VsockConfig { max_connections: 3, max_guest_connections: 1, ..VsockConfig::new(CID) };
     let mut guest = Guest::with(config, true);
     guest.supply(usize::MAX);
     let (sender, streams) = channel();
-    guest
-        .handle
-        .listen(1025, move |stream| sender.send(stream).unwrap());
+    guest.handle.listen(1025, move |stream| sender.send(stream).unwrap());
     guest.settle();
     guest.send(&packet(1025, 1, Op::Request, b""));
     guest.send(&packet(1025, 2, Op::Request, b""));
-    assert_eq!(
-        guest.take().iter().map(Packet::op).collect::<Vec<_>>(),
-        [Op::Response, Op::Reset]
-    );
+    assert_eq!(guest.take().iter().map(Packet::op).collect::<Vec<_>>(), [Op::Response, Op::Reset]);
     let _first = open(&mut guest, 10);
     let second = open(&mut guest, 11);
     let (_, outcome) = start_connect(&mut guest, 12);
@@ -353,19 +316,13 @@ fn a_device_that_ends_answers_everyone() {
     assert_eq!(outcome.try_recv(), Ok(ConnectOutcome::Reset));
     assert_eq!(host.read(&mut [0; 1]).unwrap(), 0);
     let (sender, late) = channel();
-    handle.connect(1, UnixStream::pair().unwrap().0, move |outcome, _| {
-        sender.send(outcome).unwrap()
-    });
+    handle.connect(1, UnixStream::pair().unwrap().0, move |outcome, _| sender.send(outcome).unwrap());
     assert_eq!(late.try_recv(), Ok(ConnectOutcome::Reset));
 }
 
 #[test]
 fn host_ports_go_round() {
-    let state = VsockState {
-        version: 1,
-        guest_cid: CID,
-        next_host_port: LAST_HOST_PORT,
-    };
+    let state = VsockState { version: 1, guest_cid: CID, next_host_port: LAST_HOST_PORT };
     let (device, handle) = VsockDevice::restore(config(), &state).unwrap();
     let mut guest = Guest::around(device, handle, true);
     guest.device.reset();
@@ -384,10 +341,7 @@ fn a_restored_guest_hears_of_the_reset_before_anything_else() {
     let mut guest = Guest::around(device, handle, true);
     guest.supply(usize::MAX);
     let (_stream, _outcome) = start_connect(&mut guest, 1);
-    assert!(
-        guest.take().is_empty(),
-        "held back until the event is taken"
-    );
+    assert!(guest.take().is_empty(), "held back until the event is taken");
     guest.event_ring.post(&guest.mem, &[8], true);
     guest.event_ring.post(&guest.mem, &[8], true);
     assert!(guest.kick_event().event);
@@ -395,15 +349,8 @@ fn a_restored_guest_hears_of_the_reset_before_anything_else() {
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].1, 4);
     guest.kick_rx();
-    assert!(
-        guest.take().is_empty(),
-        "held back until the guest gives the buffer back"
-    );
-    assert_eq!(
-        guest.event_ring.avail_event(&guest.mem),
-        guest.event_ring.next_avail(),
-        "and it will kick"
-    );
+    assert!(guest.take().is_empty(), "held back until the guest gives the buffer back");
+    assert_eq!(guest.event_ring.avail_event(&guest.mem), guest.event_ring.next_avail(), "and it will kick");
     guest.event_ring.post(&guest.mem, &[8], true);
     let _ = guest.kick_event();
     assert_eq!(guest.take_one().op(), Op::Request);
@@ -423,43 +370,16 @@ fn a_running_guest_can_be_told_of_a_reset() {
 #[test]
 fn impossible_states_and_ids_are_refused() {
     for cid in [0, 1, 2, u64::from(u32::MAX), u64::MAX] {
-        assert!(
-            matches!(VsockDevice::new(VsockConfig::new(cid)), Err(VsockError::InvalidCid(found)) if found == cid)
-        );
+        assert!(matches!(VsockDevice::new(VsockConfig::new(cid)), Err(VsockError::InvalidCid(found)) if found == cid));
     }
-    let good = VsockState {
-        version: 1,
-        guest_cid: CID,
-        next_host_port: FIRST_HOST_PORT,
-    };
+    let good = VsockState { version: 1, guest_cid: CID, next_host_port: FIRST_HOST_PORT };
     assert!(VsockDevice::restore(config(), &good).is_ok());
-    let bad = VsockState {
-        version: 2,
-        ..good.clone()
-    };
-    assert!(matches!(
-        VsockDevice::restore(config(), &bad),
-        Err(VsockError::StateVersion {
-            found: 2,
-            expected: 1
-        })
-    ));
-    let bad = VsockState {
-        next_host_port: 80,
-        ..good.clone()
-    };
-    assert!(matches!(
-        VsockDevice::restore(config(), &bad),
-        Err(VsockError::StateDamaged(_))
-    ));
-    let bad = VsockState {
-        guest_cid: 1,
-        ..good
-    };
-    assert!(matches!(
-        VsockDevice::restore(config(), &bad),
-        Err(VsockError::InvalidCid(1))
-    ));
+    let bad = VsockState { version: 2, ..good.clone() };
+    assert!(matches!(VsockDevice::restore(config(), &bad), Err(VsockError::StateVersion { found: 2, expected: 1 })));
+    let bad = VsockState { next_host_port: 80, ..good.clone() };
+    assert!(matches!(VsockDevice::restore(config(), &bad), Err(VsockError::StateDamaged(_))));
+    let bad = VsockState { guest_cid: 1, ..good };
+    assert!(matches!(VsockDevice::restore(config(), &bad), Err(VsockError::InvalidCid(1))));
 }
 
 #[test]

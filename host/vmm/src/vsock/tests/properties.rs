@@ -57,16 +57,9 @@ impl Peer {
             self.room = (p.header.buf_alloc, p.header.fwd_cnt);
             match p.op() {
                 Op::Data => {
-                    prop_assert_eq!(
-                        &p.payload,
-                        &bytes(self.guest_got, p.payload.len()),
-                        "in order"
-                    );
+                    prop_assert_eq!(&p.payload, &bytes(self.guest_got, p.payload.len()), "in order");
                     self.guest_got += p.payload.len();
-                    prop_assert!(
-                        self.guest_got - self.guest_read <= 64 * 1024,
-                        "within credit"
-                    );
+                    prop_assert!(self.guest_got - self.guest_read <= 64 * 1024, "within credit");
                 }
                 Op::CreditUpdate => {}
                 other => prop_assert!(false, "unexpected {other:?}"),
@@ -247,13 +240,7 @@ proptest! {
 
 /// Headers that hit the interesting places more often than chance would.
 fn hostile_header() -> impl Strategy<Value = Header> {
-    let port = prop_oneof![
-        Just(1u32),
-        Just(1025),
-        Just(FIRST_HOST_PORT),
-        Just(FIRST_HOST_PORT + 1),
-        any::<u32>()
-    ];
+    let port = prop_oneof![Just(1u32), Just(1025), Just(FIRST_HOST_PORT), Just(FIRST_HOST_PORT + 1), any::<u32>()];
     let small = prop_oneof![Just(0u32), 0u32..4000, Just(u32::MAX), any::<u32>()];
     (
         prop_oneof![9 => Just(CID), 1 => any::<u64>()],
@@ -265,27 +252,16 @@ fn hostile_header() -> impl Strategy<Value = Header> {
         0u32..5,
         (small.clone(), small),
     )
-        .prop_map(
-            |(
-                src_cid,
-                dst_cid,
-                (src_port, dst_port),
-                len,
-                kind,
-                op,
-                flags,
-                (buf_alloc, fwd_cnt),
-            )| Header {
-                src_cid,
-                dst_cid,
-                src_port,
-                dst_port,
-                len,
-                kind,
-                op,
-                flags,
-                buf_alloc,
-                fwd_cnt,
-            },
-        )
+        .prop_map(|(src_cid, dst_cid, (src_port, dst_port), len, kind, op, flags, (buf_alloc, fwd_cnt))| Header {
+            src_cid,
+            dst_cid,
+            src_port,
+            dst_port,
+            len,
+            kind,
+            op,
+            flags,
+            buf_alloc,
+            fwd_cnt,
+        })
 }
