@@ -15,6 +15,10 @@ pub enum ErrorCode {
     InvalidArgument,
     /// No machine (or file, or process) with that name.
     NotFound,
+    /// Something of that name is there already.
+    AlreadyExists,
+    /// What it is about is not in a state that allows it.
+    InvalidState,
     /// No environment with that name.
     UnknownEnvironment,
     /// An environment could not be built.
@@ -57,6 +61,8 @@ impl ErrorCode {
         match self {
             Self::InvalidArgument => "invalid_argument",
             Self::NotFound => "not_found",
+            Self::AlreadyExists => "already_exists",
+            Self::InvalidState => "invalid_state",
             Self::UnknownEnvironment => "unknown_environment",
             Self::EnvironmentBuildFailed => "environment_build_failed",
             Self::DiskFull => "disk_full",
@@ -196,6 +202,8 @@ mod tests {
         for code in [
             ErrorCode::InvalidArgument,
             ErrorCode::NotFound,
+            ErrorCode::AlreadyExists,
+            ErrorCode::InvalidState,
             ErrorCode::UnknownEnvironment,
             ErrorCode::EnvironmentBuildFailed,
             ErrorCode::DiskFull,

@@ -12,6 +12,7 @@ mod engine;
 pub mod environments;
 mod error;
 mod exec;
+mod guest;
 mod machine;
 mod paths;
 mod prepare;
@@ -28,6 +29,10 @@ pub use choice::{EnginePick, pick_engine};
 pub use engine::{AgentSource, BootFiles, Engine, EngineOptions};
 pub use error::{EngineError, ErrorCode};
 pub use exec::{ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, ExecSession};
+pub use guest::{
+    Content, FileChange, FileEntry, FileKind, Readiness, ServiceConfig, ServiceInfo, ServiceLogs, TerminalInfo,
+    TerminalOutput, TerminalRequest, TerminalState,
+};
 pub use machine::Machine;
 pub use paths::Paths;
 pub use progress::{NoProgress, Progress};

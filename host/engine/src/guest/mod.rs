@@ -1,0 +1,19 @@
+//! What the guest agent does besides running commands: files, terminals, services and connections to guest ports.
+//!
+//! One operation is one connection. The request is sent once. Dropping an operation's future closes its connection, and
+//! the agent then gives the operation up; a change that was not complete by then is not made.
+
+mod files;
+mod ports;
+mod services;
+mod terminals;
+
+pub use files::{Content, FileChange, FileEntry, FileKind};
+pub use services::{Readiness, ServiceConfig, ServiceInfo, ServiceLogs};
+pub use terminals::{TerminalInfo, TerminalOutput, TerminalRequest, TerminalState};
+
+use crate::error::{EngineError, ErrorCode};
+
+fn unsupported() -> EngineError {
+    EngineError::new(ErrorCode::NotStarted, "this guest agent does not know the operation")
+}
