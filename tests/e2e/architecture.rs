@@ -13,6 +13,8 @@ const ARROWS: &[(&str, &str)] = &[
     ("pyro-components", "pyro-engine"),
     ("pyro-engine", "pyro-agent-protocol"),
     ("pyro-engine", "pyro-vmm"),
+    // Components for the tests.
+    ("pyro-test-guests", "pyro-plugin-sdk"),
 ];
 
 /// A plugin stands on the SDK and on libraries beside it, and on nothing of the host's.

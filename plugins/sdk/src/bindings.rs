@@ -7,7 +7,7 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "generated")]
 
 wit_bindgen::generate!({
-    path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-plugin"],
+    path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-secrets", "../../wit/pyro-plugin"],
     world: "pyro:plugin/catalogue",
     generate_all,
     pub_export_macro: true,

@@ -48,15 +48,21 @@ extern crate self as pyro_plugin_sdk;
 
 #[doc(hidden)]
 pub mod bindings;
+mod interceptor;
 mod manifest;
 pub mod output;
 mod schema;
 mod tool;
 
-pub use manifest::{append_manifest, manifest};
+pub use interceptor::{Amendment, Decision, Interceptor, Outcome};
+pub use manifest::{append_manifest, intercepting_manifest, manifest};
 pub use schemars::JsonSchema;
 pub use tool::{Call, Cli, Hints, Tool, ToolError};
 
+#[doc(hidden)]
+pub use interceptor::{after, amendments_of, before, intercepting_answer, intercepting_definition};
+#[doc(hidden)]
+pub use pyro_plugin_interceptor;
 #[doc(hidden)]
 pub use tool::{Definition, answer, definition, definition_of};
 
@@ -73,9 +79,84 @@ pub mod vm {
     };
 }
 
+/// The secrets of a workspace, by name; needs the grant `secrets`. A value is given once and never comes back.
+pub mod secrets {
+    pub use crate::bindings::pyro::secrets::{bindings, store};
+}
+
 /// Makes a component of tools. Call it once, at the root of a crate.
+///
+/// `export!(A, B; interceptor = I)` makes one that is an [`Interceptor`] besides.
 #[macro_export]
 macro_rules! export {
+    ($($tool:ty),+ $(,)?; interceptor = $interceptor:ty $(,)?) => {
+        /// Returns the text of the component's `pyro:manifest` section.
+        pub fn pyro_manifest() -> ::std::string::String {
+            $crate::intercepting_manifest(
+                &[$($crate::definition::<$tool>()),+],
+                &<$interceptor as $crate::Interceptor>::amendments(),
+            )
+        }
+
+        // The exports have names that only a component linker understands.
+        #[cfg(target_family = "wasm")]
+        const _: () = {
+            use $crate::pyro_plugin_interceptor::exports::pyro::plugin::{interceptor, tools};
+
+            struct Plugin;
+
+            impl tools::Guest for Plugin {
+                fn list_tools() -> ::std::result::Result<::std::vec::Vec<tools::ToolDef>, tools::ToolError> {
+                    ::std::result::Result::Ok(::std::vec![
+                        $($crate::intercepting_definition($crate::definition::<$tool>())),+
+                    ])
+                }
+
+                fn call(
+                    name: ::std::string::String,
+                    arguments: ::std::string::String,
+                    context: tools::CallContext,
+                ) -> ::std::result::Result<tools::ToolResult, tools::ToolError> {
+                    $(
+                        if name == <$tool as $crate::Tool>::NAME {
+                            return $crate::intercepting_answer::<$tool>(&arguments, context);
+                        }
+                    )+
+                    ::std::result::Result::Err(
+                        $crate::ToolError::new("unknown_tool", ::std::format!("this plugin has no tool `{name}`")).into(),
+                    )
+                }
+            }
+
+            impl interceptor::Guest for Plugin {
+                fn list_amendments(
+                ) -> ::std::result::Result<::std::vec::Vec<interceptor::Amendment>, tools::ToolError> {
+                    ::std::result::Result::Ok($crate::amendments_of::<$interceptor>())
+                }
+
+                fn before(
+                    tool: ::std::string::String,
+                    arguments: ::std::string::String,
+                    context: tools::CallContext,
+                ) -> ::std::result::Result<interceptor::Decision, tools::ToolError> {
+                    $crate::before::<$interceptor>(&tool, &arguments, context)
+                }
+
+                fn after(
+                    tool: ::std::string::String,
+                    arguments: ::std::string::String,
+                    outcome: tools::ToolResult,
+                    context: tools::CallContext,
+                ) -> ::std::result::Result<::std::option::Option<tools::ToolResult>, tools::ToolError> {
+                    $crate::after::<$interceptor>(&tool, &arguments, outcome, context)
+                }
+            }
+
+            $crate::pyro_plugin_interceptor::export_interceptor!(
+                Plugin with_types_in $crate::pyro_plugin_interceptor
+            );
+        };
+    };
     ($($tool:ty),+ $(,)?) => {
         /// Returns the text of the component's `pyro:manifest` section.
         pub fn pyro_manifest() -> ::std::string::String {

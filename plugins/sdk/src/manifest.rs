@@ -1,5 +1,6 @@
 //! The `pyro:manifest` custom section: a component's tool list, readable without running it.
 
+use crate::interceptor::Amendment;
 use crate::tool::Definition;
 
 /// Name of the section.
@@ -9,6 +10,12 @@ const SECTION: &str = "pyro:manifest";
 #[doc(hidden)]
 pub fn manifest(tools: &[Definition]) -> String {
     serde_json::json!({ "manifest": 1, "tools": tools }).to_string()
+}
+
+/// Returns the section's text for a plugin that is an interceptor too.
+#[doc(hidden)]
+pub fn intercepting_manifest(tools: &[Definition], amendments: &[Amendment]) -> String {
+    serde_json::json!({ "manifest": 1, "tools": tools, "amendments": amendments }).to_string()
 }
 
 /// Returns `component` with `manifest` as its `pyro:manifest` section. For build scripts; `pyro_components::pack` does the

@@ -206,28 +206,38 @@ pub fn definition<T: Tool>() -> Definition {
 
 #[doc(hidden)]
 pub fn definition_of<T: Tool>() -> wit::ToolDef {
-    let definition = definition::<T>();
-    wit::ToolDef {
-        name: definition.name.to_owned(),
-        title: definition.title.map(str::to_owned),
-        description: definition.description.to_owned(),
-        input_schema: definition.input_schema.to_string(),
-        output_schema: Some(definition.output_schema.to_string()),
-        read_only: definition.read_only,
-        destructive: definition.destructive,
-        idempotent: definition.idempotent,
-        open_world: definition.open_world,
-        meta: definition.meta.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    definition::<T>().into_wit()
+}
+
+impl Definition {
+    pub(crate) fn into_wit(self) -> wit::ToolDef {
+        wit::ToolDef {
+            name: self.name.to_owned(),
+            title: self.title.map(str::to_owned),
+            description: self.description.to_owned(),
+            input_schema: self.input_schema.to_string(),
+            output_schema: Some(self.output_schema.to_string()),
+            read_only: self.read_only,
+            destructive: self.destructive,
+            idempotent: self.idempotent,
+            open_world: self.open_world,
+            meta: self.meta.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        }
     }
 }
 
 #[doc(hidden)]
 pub fn answer<T: Tool>(arguments: &str, context: wit::CallContext) -> Result<wit::ToolResult, wit::ToolError> {
+    let call = Call { id: context.call_id, session_id: context.session_id, traceparent: context.traceparent };
+    let structured = Some(serve::<T>(arguments, &call)?);
+    Ok(wit::ToolResult { content: Vec::new(), structured, is_error: false, meta: Vec::new() })
+}
+
+/// Returns the JSON text of a tool's result.
+pub(crate) fn serve<T: Tool>(arguments: &str, call: &Call) -> Result<String, ToolError> {
     let arguments = serde_json::from_str(arguments)
         .map_err(|error| ToolError::new("invalid_argument", format!("{}: {error}", T::NAME)))?;
-    let call = Call { id: context.call_id, session_id: context.session_id, traceparent: context.traceparent };
-    let output = T::call(arguments, &call)?;
-    let structured = serde_json::to_string(&output)
-        .map_err(|error| ToolError::new("internal", format!("{}: the result has no JSON form: {error}", T::NAME)))?;
-    Ok(wit::ToolResult { content: Vec::new(), structured: Some(structured), is_error: false, meta: Vec::new() })
+    let output = T::call(arguments, call)?;
+    serde_json::to_string(&output)
+        .map_err(|error| ToolError::new("internal", format!("{}: the result has no JSON form: {error}", T::NAME)))
 }

@@ -8,8 +8,8 @@
 #[allow(unsafe_op_in_unsafe_fn, reason = "generated")]
 pub mod bindings {
     wit_bindgen::generate!({
-        path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-plugin"],
-        world: "pyro:plugin/platform",
+        path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-secrets", "../../wit/pyro-plugin"],
+        world: "pyro:plugin/catalogue",
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_platform",

@@ -2,7 +2,7 @@
 #![allow(missing_docs, reason = "generated; the WIT files hold the documentation")]
 
 wasmtime::component::bindgen!({
-    path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-plugin"],
+    path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-secrets", "../../wit/pyro-plugin"],
     world: "pyro:plugin/platform",
     imports: {
         "pyro:vm/machines.run-ephemeral": async | trappable,
