@@ -1,7 +1,8 @@
 //! Boots a machine from files and measures it, without the `pyro` program.
 //!
 //! ```text
-//! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--home DIR] [--boots N] [--execs N] [-- COMMAND...]
+//! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--home DIR] [--engine auto|kvm|qemu] [--mem MIB] [--vcpus N]
+//!     [--boots N] [--execs N] [-- COMMAND...]
 //! ```
 //!
 //! It works in a directory under `/tmp`, or in `--home`. With `PYRO_TRACE` set it prints every command's times, with
@@ -17,8 +18,8 @@ use std::{
 };
 
 use pyro_engine::{
-    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ExecCommand, ExecEvent, ExecRequest, Machine,
-    MachineSpec, Paths,
+    AgentSource, BootFiles, Engine, EngineChoice, EngineError, EngineOptions, ExecCommand, ExecEvent, ExecRequest,
+    Machine, MachineSpec, Paths, pick_engine,
 };
 
 fn main() -> ExitCode {
@@ -47,19 +48,29 @@ fn main() -> ExitCode {
 async fn measure(arguments: &[String]) -> Result<(), EngineError> {
     let mut home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
     let (mut boots, mut execs, mut files, mut argv) = (1, 0, Vec::new(), vec!["true".to_owned()]);
+    let (mut spec, mut choice) = (MachineSpec::default(), EngineChoice::Auto);
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let mut number = || rest.next().and_then(|n| n.parse().ok()).unwrap_or(1);
         match argument.as_str() {
             "--boots" => boots = number(),
             "--execs" => execs = number(),
+            "--mem" => spec.mem_mib = number(),
+            "--vcpus" => spec.vcpu_count = number(),
+            "--engine" => {
+                choice = match rest.next().map(String::as_str) {
+                    Some("kvm") => EngineChoice::Kvm,
+                    Some("qemu") => EngineChoice::Qemu,
+                    _ => EngineChoice::Auto,
+                };
+            }
             "--home" => home = rest.next().map(PathBuf::from).unwrap_or(home),
             "--" => argv = rest.by_ref().cloned().collect(),
             file => files.push(PathBuf::from(file)),
         }
     }
     let [kernel, initramfs, rootfs] = files.as_slice() else {
-        println!("usage: machine KERNEL INITRAMFS ROOTFS [--home DIR] [--boots N] [--execs N] [-- COMMAND...]");
+        println!("usage: machine KERNEL INITRAMFS ROOTFS [OPTIONS] [-- COMMAND...]; see the source for the options");
         return Ok(());
     };
     let files = BootFiles {
@@ -71,11 +82,16 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
     };
     let paths = Paths::below(&home);
     let mut options = EngineOptions::with_agent(AgentSource(&[]))?;
+    options.engine = choice;
+    // The lab is slow when its host is busy.
+    options.boot_limit = Duration::from_secs(120);
     options.verbose_console = std::env::var_os("PYRO_VERBOSE").is_some();
+    let pick = pick_engine(choice)?;
+    println!("{}: {}", pick.execution_mode.as_str(), pick.reason);
     let engine = Engine::open(paths, options)?;
     for _ in 0..boots {
         let begun = Instant::now();
-        let machine = engine.boot(files.clone(), MachineSpec::default()).await?;
+        let machine = engine.boot(files.clone(), spec.clone()).await?;
         let booted = begun.elapsed();
         let (output, took) = run(&machine, &argv).await?;
         let all = begun.elapsed();

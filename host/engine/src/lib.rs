@@ -25,7 +25,7 @@ mod spec;
 pub mod vmm_process;
 pub mod workspaces;
 
-pub use choice::{EnginePick, pick_engine};
+pub use choice::{EnginePick, kvm_verdict, pick_engine};
 pub use engine::{AgentSource, BootFiles, Engine, EngineOptions};
 pub use error::{EngineError, ErrorCode};
 pub use exec::{ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, ExecSession};

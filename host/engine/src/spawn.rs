@@ -13,6 +13,7 @@ use std::{
 use tokio::net::UnixStream;
 
 use crate::{
+    choice,
     control::{Event, LineBuffer, MAX_REPLY},
     engine::{BootFiles, EngineOptions},
     error::{EngineError, ErrorCode},
@@ -103,6 +104,7 @@ fn spawn_in(
         created_at,
         spawned_at_ns: vmm_process::monotonic_ns(),
         verbose_console: options.verbose_console,
+        verdict_dir: choice::verdict_dir(),
     };
     config.write(&dir.path)?;
     let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed(&e))?;

@@ -11,8 +11,8 @@
 //! later dies of a KVM fault overrules it with [`mark_unusable`].
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -92,6 +92,7 @@ pub fn mark_unusable(directory: &Path, reason: String) -> io::Result<()> {
 fn keep(directory: &Path, host: String, verdict: &Verdict) -> io::Result<()> {
     use std::io::Write;
     let bytes = serde_json::to_vec(&Kept { host, verdict: verdict.clone() })?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     // Renamed into place, so that a reader never sees half of it.
     let staging = directory.join(format!("{VERDICT_FILE}.{}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staging)?;
@@ -102,7 +103,7 @@ fn keep(directory: &Path, host: String, verdict: &Verdict) -> io::Result<()> {
 /// Names what a verdict holds for: this boot, this kernel, this CPU.
 fn host_key() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let cpu = read("/proc/cpuinfo");
+    let cpu = first_page("/proc/cpuinfo");
     let model = cpu.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
     [
         read("/proc/sys/kernel/random/boot_id"),
@@ -111,6 +112,14 @@ fn host_key() -> String {
         model.to_owned(),
     ]
     .join("|")
+}
+
+/// Reads the beginning of a file: of `/proc/cpuinfo` the first CPU, because the kernel takes its time for each of many.
+fn first_page(path: &str) -> String {
+    let mut bytes = Vec::new();
+    // What was read before a failure is good.
+    let _ = fs::File::open(path).and_then(|file| file.take(4096).read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[derive(Debug, thiserror::Error)]

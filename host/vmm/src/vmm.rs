@@ -494,7 +494,7 @@ fn open_drive(drive: &DriveConfig) -> Result<Disk, VmmError> {
             Image::over(file, lower).map_err(failed(&drive.path))?
         }
     };
-    let len = image.len().map_err(failed(&drive.path))?;
+    let len = image.byte_len().map_err(failed(&drive.path))?;
     let sectors = len / 512;
     if sectors == 0 {
         return Err(VmmError::EmptyDisk { path: drive.path.clone(), len });

@@ -7,7 +7,7 @@ use std::{os::fd::BorrowedFd, path::Path};
 
 use pyro_vmm::vsock::VsockHandle;
 
-use super::{config::MachineConfig, console::Console, qemu::QemuVm};
+use super::{config::MachineConfig, console::Console, kvm::KvmVm, qemu::QemuVm};
 use crate::{
     error::{EngineError, ErrorCode},
     spec::{ExecutionMode, Statistics},
@@ -53,6 +53,7 @@ pub(crate) struct VmExit {
 pub(crate) fn make_disk(config: &MachineConfig) -> Result<(), EngineError> {
     match config.execution_mode {
         ExecutionMode::MicrovmQemuTcg => QemuVm::make_disk(config),
+        ExecutionMode::MicrovmKvm => KvmVm::make_disk(),
         mode => Err(unavailable(mode)),
     }
 }
@@ -64,6 +65,7 @@ pub(crate) fn make_disk(config: &MachineConfig) -> Result<(), EngineError> {
 pub(crate) fn boot(config: &MachineConfig, dir: &Path) -> Result<Box<dyn Backend>, EngineError> {
     match config.execution_mode {
         ExecutionMode::MicrovmQemuTcg => Ok(Box::new(QemuVm::boot(config, dir)?)),
+        ExecutionMode::MicrovmKvm => Ok(Box::new(KvmVm::boot(config)?)),
         mode => Err(unavailable(mode)),
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct MachineConfig {
     pub spawned_at_ns: u64,
     /// Whether the kernel's messages go to the console, which slows the boot.
     pub verbose_console: bool,
+    /// Where the self-test's verdict on KVM is kept, for a machine that finds out otherwise.
+    pub verdict_dir: Option<PathBuf>,
 }
 
 impl MachineConfig {
@@ -126,6 +128,7 @@ mod tests {
             created_at: 1_700_000_000.5,
             spawned_at_ns: 7,
             verbose_console: false,
+            verdict_dir: Some("/v".into()),
         }
     }
 

@@ -21,6 +21,7 @@
 mod backend;
 mod config;
 mod console;
+mod kvm;
 mod qemu;
 mod ready;
 mod server;

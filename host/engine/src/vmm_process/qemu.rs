@@ -379,6 +379,7 @@ mod tests {
             created_at: 0.0,
             spawned_at_ns: 0,
             verbose_console: false,
+            verdict_dir: None,
         }
     }
 

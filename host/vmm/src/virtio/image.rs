@@ -83,7 +83,7 @@ impl Image {
     }
 
     /// Returns the length in bytes.
-    pub fn len(&self) -> io::Result<u64> {
+    pub fn byte_len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
@@ -358,7 +358,7 @@ mod tests {
         let base = tempfile::tempfile().unwrap();
         base.set_len(2 << 30).unwrap();
         let image = Image::over(overlay.try_clone().unwrap(), base).unwrap();
-        assert_eq!(image.len().unwrap(), 2 << 30);
+        assert_eq!(image.byte_len().unwrap(), 2 << 30);
         assert_eq!(overlay.metadata().unwrap().blocks(), 0);
     }
 }
