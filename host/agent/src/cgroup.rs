@@ -1,17 +1,18 @@
 //! One cgroup (v2) per command: counts what the whole process tree uses, and ends all of it at once.
 //!
 //! Cgroups are made ahead of need and removed when the agent is idle, because making one costs more than starting a
-//! process. Their files are opened when they are made, so a command pays only for reads and writes.
+//! process. What counts is read through its directory at the end: every descriptor that is open when a command starts is
+//! copied for it and closed again by its `execve`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{Access, AtFlags, CWD, Dir, FileType, Mode, OFlags, accessat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
 /// How many cgroups are kept ready.
-const READY: usize = 8;
+const READY: usize = 4;
 /// Above this many cgroups that wait for their removal, one that cannot be removed is given up for good, to keep the list
 /// bounded; its directory stays until the machine ends.
 const RETIRED_MAX: usize = 512;
@@ -22,7 +23,8 @@ pub struct CgroupRoot {
     dir: OwnedFd,
     next: u64,
     ready: Vec<ExecCgroup>,
-    retired: Vec<ExecCgroup>,
+    /// Names.
+    retired: Vec<String>,
 }
 
 /// The cgroup of one command.
@@ -31,10 +33,6 @@ pub struct ExecCgroup {
     name: String,
     dir: OwnedFd,
     events: OwnedFd,
-    kill: OwnedFd,
-    cpu_stat: Option<OwnedFd>,
-    memory_peak: Option<OwnedFd>,
-    memory_events: Option<OwnedFd>,
 }
 
 /// What a process tree used.
@@ -80,7 +78,7 @@ impl CgroupRoot {
 
     /// Takes back a cgroup whose command has ended, for removal when there is time.
     pub fn retire(&mut self, cgroup: ExecCgroup) {
-        self.retired.push(cgroup);
+        self.retired.push(cgroup.name);
     }
 
     /// True when [`tidy`](Self::tidy) has something to do.
@@ -111,23 +109,21 @@ impl CgroupRoot {
         if self.retired.is_empty() {
             return true;
         }
-        let cgroup = self.retired.remove(0);
-        if remove_tree(self.dir.as_fd(), &cgroup.name, 0).is_ok() {
+        let name = self.retired.remove(0);
+        if remove_tree(self.dir.as_fd(), &name, 0).is_ok() {
             return true;
         }
         // A process that was being killed, or one that a command moved in from elsewhere.
-        let _ = cgroup.kill();
+        let _ = kill(self.dir.as_fd(), &format!("{name}/cgroup.kill"));
         if self.retired.len() < RETIRED_MAX {
-            self.retired.push(cgroup);
+            self.retired.push(name);
         }
         false
     }
 
     /// Kills every process of every command.
     pub fn kill_all(&self) {
-        if let Ok(kill) = openat(&self.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
-            let _ = rustix::io::write(&kill, b"1");
-        }
+        let _ = kill(self.dir.as_fd(), "cgroup.kill");
     }
 
     fn create(&mut self) -> io::Result<ExecCgroup> {
@@ -143,23 +139,16 @@ impl CgroupRoot {
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(&self.dir, name.as_str(), flags, Mode::empty())?;
-        let read = |file: &str| openat(&dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        Ok(ExecCgroup {
-            events: read("cgroup.events")?,
-            kill: openat(&dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?,
-            cpu_stat: read("cpu.stat").ok(),
-            memory_peak: read("memory.peak").ok(),
-            memory_events: read("memory.events").ok(),
-            name,
-            dir,
-        })
+        // Before Linux 5.14 there is none, and then no command could be ended as a whole.
+        accessat(&dir, "cgroup.kill", Access::WRITE_OK, AtFlags::empty())?;
+        Ok(ExecCgroup { events: open_file(dir.as_fd(), "cgroup.events")?, name, dir })
     }
 }
 
 impl Drop for CgroupRoot {
     fn drop(&mut self) {
-        for cgroup in self.ready.drain(..).chain(self.retired.drain(..)) {
-            let _ = unlinkat(&self.dir, cgroup.name.as_str(), AtFlags::REMOVEDIR);
+        for name in self.ready.drain(..).map(|cgroup| cgroup.name).chain(self.retired.drain(..)) {
+            let _ = unlinkat(&self.dir, name.as_str(), AtFlags::REMOVEDIR);
         }
     }
 }
@@ -188,24 +177,32 @@ impl ExecCgroup {
     /// # Errors
     /// When the kernel refuses.
     pub fn kill(&self) -> io::Result<()> {
-        rustix::io::write(&self.kill, b"1")?;
-        Ok(())
+        kill(self.dir(), "cgroup.kill")
     }
 
     /// Returns what the processes used so far. What the kernel does not count is absent.
     pub fn usage(&self) -> Usage {
-        let key =
-            |file: &Option<OwnedFd>, key| file.as_ref().and_then(|file| read_key(file.as_fd(), key).ok().flatten());
+        let open = |name| open_file(self.dir(), name).ok();
+        let key = |name, key| open(name).and_then(|file| read_key(file.as_fd(), key).ok().flatten());
         Usage {
-            cpu_us: key(&self.cpu_stat, "usage_usec"),
-            peak_memory_bytes: self.memory_peak.as_ref().and_then(|file| {
+            cpu_us: key("cpu.stat", "usage_usec"),
+            peak_memory_bytes: open("memory.peak").and_then(|file| {
                 let mut buffer = [0; 32];
-                let text = read_start(file.as_fd(), &mut buffer).ok()?;
-                text.trim().parse().ok()
+                read_start(file.as_fd(), &mut buffer).ok()?.trim().parse().ok()
             }),
-            oom_killed: key(&self.memory_events, "oom_kill").unwrap_or(0) > 0,
+            oom_killed: key("memory.events", "oom_kill").unwrap_or(0) > 0,
         }
     }
+}
+
+fn open_file(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn kill(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    let file = openat(dir, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"1")?;
+    Ok(())
 }
 
 /// Lets the children of `dir` use those of `wanted` that `dir` has itself.
