@@ -11,6 +11,7 @@
 //!
 //! Deliberately absent: MCP, command lines, and everything about how a microVM is made.
 
+mod cli;
 mod component;
 mod diagnostic;
 mod error;
@@ -20,12 +21,13 @@ mod tool;
 mod toolbox;
 mod validate;
 
+pub use cli::{CliBlocks, CliFlag, CliForm, CliTable, FlagValue, HumanForm, RecordForm};
 pub use diagnostic::{Diagnostic, LoadError};
 pub use error::ToolError;
 pub use profile::{Builtins, HostSettings, Limits, ResolvedComponent, ResolvedProfile};
 pub use runtime::pack;
 pub use tool::{
-    Annotations, CallInput, CallObserver, CallOptions, CliForm, Content, ContentBody, NoObserver, OutputStream,
-    ToolDef, ToolOutcome,
+    Annotations, CallInput, CallObserver, CallOptions, Content, ContentBody, NoObserver, OutputStream, ToolDef,
+    ToolOutcome,
 };
 pub use toolbox::{DEFAULT_MAX_CALLS, HostServices, Toolbox};

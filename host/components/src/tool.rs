@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::io::AsyncRead;
 
+use crate::cli::CliForm;
+
 /// One tool as callers see it: the component's definition after the profile's `fixed`, `default` and `hide`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ToolDef {
@@ -42,36 +44,6 @@ pub struct Annotations {
     pub idempotent: bool,
     /// Reaches things outside pyro's machines.
     pub open_world: bool,
-}
-
-/// A tool's command line form, from the `cli` key of its `meta`.
-///
-/// Every argument that is neither positional nor trailing is a flag named after it, `timeout_seconds` as
-/// `--timeout-seconds`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CliForm {
-    /// The words of the command, as `["workspace", "exec"]`; at least one.
-    pub path: Vec<String>,
-    /// Arguments given by position, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub positionals: Vec<String>,
-    /// The argument that takes the words after `--`: quoted for a POSIX shell and joined when it is a string, as they
-    /// are when it is an array of strings.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trailing: Option<String>,
-    /// The command reads standard input: attach it to the call ([`CallOptions::stdin`]).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stdin: bool,
-    /// The call streams command output ([`CallObserver::output`]), which stands for the result's `stdout` and `stderr`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub streams: bool,
-    /// The result property that becomes the process's exit code.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<String>,
-    /// The result property that `--id-only` prints.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
 }
 
 /// Which output of a command.

@@ -31,7 +31,7 @@ impl Tool for VmRun {
             stdin: true,
             streams: true,
             exit_code: Some("exit_code"),
-            id: None,
+            ..Cli::default()
         })
     }
 

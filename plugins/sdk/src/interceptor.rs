@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::cli::Flag;
 use crate::schema::{input_schema, output_schema};
 use crate::tool::{Call, Definition, Tool, ToolError};
 
@@ -98,6 +99,13 @@ impl Amendment {
     #[must_use]
     pub fn output<T: JsonSchema>(mut self) -> Amendment {
         self.output_properties.extend(fields(output_schema::<T>()).0);
+        self
+    }
+
+    /// Says how the added arguments look as flags, where they are not simply named after them.
+    #[must_use]
+    pub fn flags(mut self, flags: &[Flag]) -> Amendment {
+        self.meta.insert("cli".to_owned(), serde_json::json!({ "flags": flags }).to_string());
         self
     }
 }
@@ -243,5 +251,8 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(amendment).unwrap(), expected);
         assert_eq!(serde_json::to_value(Amendment::of("a")).unwrap(), json!({ "tool": "a" }));
+        let flagged = Amendment::of("a").flags(&[Flag::binding("secret-env", "secret_env").value_name("SECRET[=ENV]")]);
+        let cli = r#"{"flags":[{"name":"secret-env","argument":"secret_env","takes":"binding","value_name":"SECRET[=ENV]"}]}"#;
+        assert_eq!(serde_json::to_value(flagged).unwrap(), json!({ "tool": "a", "meta": { "cli": cli } }));
     }
 }

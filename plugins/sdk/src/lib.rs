@@ -48,16 +48,18 @@ extern crate self as pyro_plugin_sdk;
 
 #[doc(hidden)]
 pub mod bindings;
+mod cli;
 mod interceptor;
 mod manifest;
 pub mod output;
 mod schema;
 mod tool;
 
+pub use cli::{Blocks, Cli, Flag, Human, Table};
 pub use interceptor::{Amendment, Decision, Interceptor, Outcome};
 pub use manifest::{append_manifest, intercepting_manifest, manifest};
 pub use schemars::JsonSchema;
-pub use tool::{Call, Cli, Hints, Tool, ToolError};
+pub use tool::{Call, Hints, Tool, ToolError};
 
 #[doc(hidden)]
 pub use interceptor::{after, amendments_of, before, intercepting_answer, intercepting_definition};

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::bindings::exports::pyro::plugin::tools as wit;
 use crate::bindings::pyro::host::{call, config};
 use crate::bindings::pyro::vm::types;
+use crate::cli::Cli;
 use crate::schema::{input_schema, output_schema};
 
 /// One tool.
@@ -62,29 +63,6 @@ impl Hints {
     /// Changes something, destroys nothing, and stays inside.
     pub const CONTAINED: Hints =
         Hints { read_only: Some(false), destructive: Some(false), idempotent: Some(false), open_world: Some(false) };
-}
-
-/// A tool's command line form. Arguments that are neither positional nor trailing become flags.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Cli {
-    /// The words of the command.
-    pub path: Vec<&'static str>,
-    /// Arguments given by position, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub positionals: Vec<&'static str>,
-    /// The argument that takes the words after `--`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trailing: Option<&'static str>,
-    /// The command reads standard input.
-    pub stdin: bool,
-    /// The call streams command output.
-    pub streams: bool,
-    /// The result property that becomes the exit code.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<&'static str>,
-    /// The result property that `--id-only` prints.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<&'static str>,
 }
 
 /// The call being served.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::spec::ToolSpec;
-use crate::tool::CliForm;
+use crate::cli::CliForm;
 
 /// Longest name; clients put a prefix before it.
 const MAX_NAME: usize = 40;
@@ -261,29 +261,10 @@ impl Linter<'_> {
                 return;
             }
         };
-        if form.path.is_empty() || form.path.len() > 4 || form.path.iter().any(|word| !is_command_word(word)) {
-            self.refuse(format!("has the command {:?}", form.path), "use one to four words of a-z, 0-9 and `-`");
-        }
-        let has = |schema: Option<&Value>, name: &str| {
-            schema.and_then(|s| s.get("properties")).is_some_and(|p| p.get(name).is_some())
-        };
-        for name in form.positionals.iter().chain(&form.trailing) {
-            if !has(Some(input), name) {
-                self.refuse(format!("has a `cli` that names the argument `{name}`"), "name arguments of the schema");
-            }
-        }
-        for name in form.exit_code.iter().chain(&form.id) {
-            if !has(output, name) {
-                self.refuse(format!("has a `cli` that names the result `{name}`"), "name results of the schema");
-            }
+        for (message, hint) in form.problems(input, output) {
+            self.refuse(message, hint);
         }
     }
-}
-
-fn is_command_word(word: &str) -> bool {
-    word.len() <= 32
-        && word.starts_with(|c: char| c.is_ascii_lowercase())
-        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 #[cfg(test)]

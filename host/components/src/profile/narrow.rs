@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 
 use super::raw::{At, Narrowing};
 use super::{ResolvedComponent, ResolvedProfile};
+use crate::cli::CliForm;
 use crate::component::{ToolSpec, lint_tools};
 use crate::diagnostic::{Diagnostic, name_list, suggestion};
-use crate::tool::{Annotations, CliForm, ToolDef};
+use crate::tool::{Annotations, ToolDef};
 use crate::validate::{first_violation, state_constraints};
 
 /// A tool and what the profile adds to each call of it.
@@ -222,9 +223,7 @@ fn narrow(
         }
     }
     if let Some(cli) = &mut tool.def.cli {
-        let kept = |argument: &String| !tool.fixed.contains_key(argument) && !tool.hidden.contains(argument);
-        cli.positionals.retain(kept);
-        cli.trailing = cli.trailing.take().filter(kept);
+        cli.retain_arguments(|argument| !tool.fixed.contains_key(argument) && !tool.hidden.contains(argument));
     }
 }
 
