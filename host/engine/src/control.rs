@@ -19,7 +19,7 @@ pub(crate) const MAX_REQUEST: usize = 4096;
 pub(crate) const MAX_REPLY: usize = 64 * 1024;
 
 /// A request to a VM process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
     /// Connect to a vsock port of the guest.
@@ -39,6 +39,11 @@ pub(crate) enum Request {
     Pause,
     /// Let the vCPUs run again.
     Resume,
+    /// Move the end of the machine's time.
+    Extend {
+        /// Unix seconds.
+        expires_at: f64,
+    },
 }
 
 /// The answer to a request.

@@ -14,12 +14,15 @@ use crate::{
     error::{EngineError, ErrorCode},
     machine::{self, Machine},
     prepare::prepare,
-    run_dir, spawn,
+    run_dir,
+    spawn::{self, Boot, ForRecord},
     spec::{EngineChoice, MachineInfo, MachineSpec},
 };
 
 /// How long a VM process may take to describe its machine.
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
+/// How long a VM process whose maker is gone may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 /// Memory that is left to the host when a machine's size is checked, in MiB.
 const HOST_RESERVE_MIB: u64 = 128;
 
@@ -153,7 +156,47 @@ impl Engine {
         let installed = prepare(&self.inner.environments, &spec.environment, progress).await?;
         let prepared = begun.elapsed();
         progress.report("booting", 100.0, Some(100.0));
-        self.start(BootFiles::from(&installed), spec, prepared).await
+        self.start(BootFiles::from(&installed), spec, prepared, None).await
+    }
+
+    /// Makes sure that an environment is installed. Its files stay as long as the result lives.
+    pub(crate) async fn prepare(&self, environment: &str, progress: &dyn Progress) -> Result<Installed, EngineError> {
+        prepare(&self.inner.environments, environment, progress).await
+    }
+
+    /// Boots the machine of a record. The caller holds the environment until this returns. As [`Self::boot`] otherwise.
+    pub(crate) async fn boot_record(
+        &self,
+        installed: &Installed,
+        spec: MachineSpec,
+        record: ForRecord,
+    ) -> Result<Machine, EngineError> {
+        self.start(BootFiles::from(installed), spec, Duration::ZERO, Some(record)).await
+    }
+
+    /// Waits until a machine that nobody can talk to yet, or any more, has ended, and removes what it left. To be used
+    /// when its maker is gone: the VM process then ends by itself.
+    ///
+    /// # Errors
+    /// `timeout` when it does not end.
+    pub(crate) async fn end_by_lock(&self, id: &str) -> Result<(), EngineError> {
+        let run = &self.inner.paths.run;
+        let begun = Instant::now();
+        while run_dir::is_live(run, id) {
+            if begun.elapsed() > END_LIMIT {
+                return Err(EngineError::new(
+                    ErrorCode::Timeout,
+                    format!("machine {id} does not answer and has not ended within {} s", END_LIMIT.as_secs()),
+                )
+                .with_hint("end its `pyro vmm` process")
+                .retry_may_help());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if run.join(id).exists() {
+            run_dir::sweep(run)?;
+        }
+        Ok(())
     }
 
     /// Boots a machine from given files; its environment's name is only a label. As [`Self::create_machine`] otherwise.
@@ -162,19 +205,27 @@ impl Engine {
     /// As [`Self::create_machine`], but for those of environments.
     pub async fn boot(&self, files: BootFiles, spec: MachineSpec) -> Result<Machine, EngineError> {
         self.check(&spec)?;
-        self.start(files, spec, Duration::ZERO).await
+        self.start(files, spec, Duration::ZERO, None).await
     }
 
-    fn check(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+    /// Refuses a machine that cannot be.
+    pub(crate) fn check(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         spec.check()?;
         // A host that cannot run it should say so before minutes go into its environment.
         pick_engine(self.inner.options.engine)?;
         check_memory(spec.mem_mib, &std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
     }
 
-    async fn start(&self, files: BootFiles, spec: MachineSpec, prepared: Duration) -> Result<Machine, EngineError> {
-        let mode = pick_engine(self.inner.options.engine)?.execution_mode;
-        spawn::boot(&self.inner.paths.run, &self.inner.options, files, spec, mode, prepared).await
+    async fn start(
+        &self,
+        files: BootFiles,
+        spec: MachineSpec,
+        prepared: Duration,
+        record: Option<ForRecord>,
+    ) -> Result<Machine, EngineError> {
+        let execution_mode = pick_engine(self.inner.options.engine)?.execution_mode;
+        let boot = Boot { files, spec, execution_mode, prepared, record };
+        spawn::boot(&self.inner.paths.run, &self.inner.options, boot).await
     }
 
     /// Returns the machines that run now, whichever process made them.

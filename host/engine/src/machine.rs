@@ -126,6 +126,14 @@ impl Machine {
         self.request(&Request::Resume).await.map(drop)
     }
 
+    /// Moves the end of the machine's time to `expires_at`, in Unix seconds. A time that is past ends it.
+    ///
+    /// # Errors
+    /// `machine_died` or `expired` when the machine is gone.
+    pub async fn set_expiry(&self, expires_at: f64) -> Result<(), EngineError> {
+        self.request(&Request::Extend { expires_at }).await.map(drop)
+    }
+
     /// Returns what is known about the machine now.
     ///
     /// # Errors

@@ -39,6 +39,20 @@ impl RunDir {
     /// # Errors
     /// `limit_exceeded`, `io`, `disk_full`.
     pub(crate) fn create(run: &Path, limit: Option<u32>) -> Result<Self, EngineError> {
+        // Ids are random; a directory that exists already belongs to somebody else.
+        for _ in 0..16 {
+            if let Some(dir) = Self::create_as(run, &new_id(), limit)? {
+                return Ok(dir);
+            }
+        }
+        Err(EngineError::new(ErrorCode::Internal, "no free machine id after 16 tries"))
+    }
+
+    /// As [`Self::create`], with a given id. Returns `None` when there is a directory of that name already.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) fn create_as(run: &Path, id: &str, limit: Option<u32>) -> Result<Option<Self>, EngineError> {
         let _guard = lock_all(run)?;
         let live = sweep_locked(run)?;
         if let Some(limit) = limit
@@ -51,32 +65,29 @@ impl RunDir {
             .with_hint("end a machine or raise max_machines")
             .retry_may_help());
         }
-        // Ids are random; a directory that exists already belongs to somebody else.
-        for _ in 0..16 {
-            let mut id = uuid::Uuid::new_v4().simple().to_string();
-            id.truncate(12);
-            let path = run.join(&id);
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => {
-                    let lock = open_lock(&path.join(LOCK)).and_then(|lock| {
-                        flock(&lock, FlockOperation::NonBlockingLockExclusive).map(|()| lock).map_err(Into::into)
-                    });
-                    return match lock {
-                        Ok(lock) => Ok(Self { id, path, lock }),
-                        Err(e) => {
-                            let _ = fs::remove_dir_all(&path);
-                            Err(EngineError::io(format_args!("lock `{}`", path.display()), &e))
-                        }
-                    };
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => {
-                    return Err(EngineError::io(format_args!("create `{}`", path.display()), &e));
-                }
+        let path = run.join(id);
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(e) => return Err(EngineError::io(format_args!("create `{}`", path.display()), &e)),
+        }
+        let lock = open_lock(&path.join(LOCK))
+            .and_then(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).map(|()| lock).map_err(Into::into));
+        match lock {
+            Ok(lock) => Ok(Some(Self { id: id.to_owned(), path, lock })),
+            Err(e) => {
+                let _ = fs::remove_dir_all(&path);
+                Err(EngineError::io(format_args!("lock `{}`", path.display()), &e))
             }
         }
-        Err(EngineError::new(ErrorCode::Internal, "no free machine id after 16 tries"))
     }
+}
+
+/// Returns a new random id: twelve hexadecimal digits.
+pub(crate) fn new_id() -> String {
+    let mut id = uuid::Uuid::new_v4().simple().to_string();
+    id.truncate(12);
+    id
 }
 
 /// Removes the directories of machines that are gone and returns the ids of those that live.

@@ -29,21 +29,43 @@ const WORD_GRACE: Duration = Duration::from_secs(10);
 /// Bytes of the VM process's log that go with an error.
 const LOG_TAIL: usize = 2048;
 
+/// A machine to start.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    /// What it boots from.
+    pub files: BootFiles,
+    /// What it is.
+    pub spec: MachineSpec,
+    /// What it runs on.
+    pub execution_mode: ExecutionMode,
+    /// How long making sure of its environment took.
+    pub prepared: Duration,
+    /// What makes it the machine of a record.
+    pub record: Option<ForRecord>,
+}
+
+/// What the machine of a record is given.
+#[derive(Debug)]
+pub(crate) struct ForRecord {
+    /// The machine's id, written down before it exists.
+    pub id: String,
+    /// The raw disk that it runs on.
+    pub disk: PathBuf,
+    /// Unix seconds.
+    pub expires_at: f64,
+    /// Whether it needs a place below the limit of machines; one that replaces another has that one's.
+    pub counted: bool,
+}
+
 /// Starts a machine and returns when its agent answered. Dropping the future ends the machine.
-pub(crate) async fn boot(
-    run: &Path,
-    options: &EngineOptions,
-    files: BootFiles,
-    spec: MachineSpec,
-    execution_mode: ExecutionMode,
-    prepared: Duration,
-) -> Result<Machine, EngineError> {
+pub(crate) async fn boot(run: &Path, options: &EngineOptions, boot: Boot) -> Result<Machine, EngineError> {
     let begun = Instant::now();
+    let prepared = boot.prepared;
     let (run, options) = (run.to_owned(), options.clone());
     let limit = options.boot_limit + WORD_GRACE;
     let sweep_run = run.clone();
     // Directories, locks and starting a program all wait for the disk.
-    let spawned = tokio::task::spawn_blocking(move || spawn(&run, &options, files, spec, execution_mode));
+    let spawned = tokio::task::spawn_blocking(move || spawn(&run, &options, boot));
     let (dir, channel) = spawned.await.map_err(|e| EngineError::new(ErrorCode::Internal, format!("boot: {e}")))??;
     let channel = UnixStream::from_std(channel).map_err(|e| EngineError::io("watch the VM process", &e))?;
     let mut buffer = LineBuffer::new(MAX_REPLY);
@@ -67,32 +89,31 @@ pub(crate) async fn boot(
     }
 }
 
-fn spawn(
-    run: &Path,
-    options: &EngineOptions,
-    files: BootFiles,
-    spec: MachineSpec,
-    execution_mode: ExecutionMode,
-) -> Result<(PathBuf, StdUnixStream), EngineError> {
+fn spawn(run: &Path, options: &EngineOptions, boot: Boot) -> Result<(PathBuf, StdUnixStream), EngineError> {
     make_private_dir(run).map_err(|e| EngineError::io(format_args!("create `{}`", run.display()), &e))?;
-    let dir = RunDir::create(run, options.max_machines)?;
+    let dir = match &boot.record {
+        None => RunDir::create(run, options.max_machines)?,
+        Some(record) => {
+            let limit = options.max_machines.filter(|_| record.counted);
+            RunDir::create_as(run, &record.id, limit)?.ok_or_else(|| {
+                EngineError::new(ErrorCode::AlreadyExists, format!("there is a machine {} already", record.id))
+            })?
+        }
+    };
     let path = dir.path.clone();
-    spawn_in(dir, options, files, spec, execution_mode).map(|channel| (path.clone(), channel)).inspect_err(|_| {
+    spawn_in(dir, options, boot).map(|channel| (path.clone(), channel)).inspect_err(|_| {
         let _ = fs::remove_dir_all(&path);
     })
 }
 
-fn spawn_in(
-    dir: RunDir,
-    options: &EngineOptions,
-    files: BootFiles,
-    spec: MachineSpec,
-    execution_mode: ExecutionMode,
-) -> Result<StdUnixStream, EngineError> {
+fn spawn_in(dir: RunDir, options: &EngineOptions, boot: Boot) -> Result<StdUnixStream, EngineError> {
+    let Boot { files, spec, execution_mode, record, .. } = boot;
     let failed = |e: &io::Error| EngineError::io("start the VM process", e);
     let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let config = MachineConfig {
         id: dir.id,
+        expires_at: record.as_ref().map_or(created_at + spec.ttl.as_secs_f64(), |record| record.expires_at),
+        disk: record.map(|record| record.disk),
         spec,
         environment_version: files.version,
         execution_mode,

@@ -46,11 +46,17 @@ pub(crate) struct VmExit {
     pub how: String,
 }
 
-/// Makes the machine's disk in the current directory (the run directory).
+/// Makes the machine's disk in the current directory (the run directory), unless it was given one.
 ///
 /// # Errors
 /// `io`, `disk_full`.
 pub(crate) fn make_disk(config: &MachineConfig) -> Result<(), EngineError> {
+    if let Some(disk) = &config.disk {
+        // Said here, because an engine would say it less well.
+        return std::fs::metadata(disk)
+            .map(drop)
+            .map_err(|e| EngineError::io(format_args!("find the disk `{}`", disk.display()), &e));
+    }
     match config.execution_mode {
         ExecutionMode::MicrovmQemuTcg => QemuVm::make_disk(config),
         ExecutionMode::MicrovmKvm => KvmVm::make_disk(),

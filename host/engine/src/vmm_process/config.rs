@@ -5,20 +5,23 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{EngineError, ErrorCode},
-    spec::{ExecutionMode, MachineInfo, MachineSpec, MachineState},
+    spec::{ExecutionMode, MachineInfo, MachineSpec, MachineState, TTL_SECONDS},
 };
 
 /// Name of the file in the run directory.
 const FILE: &str = "machine.json";
 /// Far more than a configuration takes; a file beyond it is not one.
 const MAX_BYTES: u64 = 64 * 1024;
+
+/// The longest time to live in seconds, whatever a clock that was set meanwhile says.
+const MAX_TTL: f64 = *TTL_SECONDS.end() as f64;
 
 /// Everything that a VM process needs to know. The files it names are read-only and shared by all machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,12 +41,17 @@ pub(crate) struct MachineConfig {
     pub initramfs: PathBuf,
     /// The environment's image: raw, never written.
     pub rootfs: PathBuf,
+    /// A raw image that the machine runs on and that outlives it; without one, a copy of `rootfs` that ends with it.
+    pub disk: Option<PathBuf>,
     /// Files whose shared locks keep the ones above.
     pub leases: Vec<PathBuf>,
     /// How long the agent may take to answer.
     pub boot_limit: Duration,
     /// Unix time in seconds.
     pub created_at: f64,
+    /// Unix time in seconds. A machine that is started again keeps the end it was given, so this need not be
+    /// `spec.ttl` after `created_at`.
+    pub expires_at: f64,
     /// When the VM process was started, on the host's monotonic clock, in nanoseconds.
     pub spawned_at_ns: u64,
     /// Whether the kernel's messages go to the console, which slows the boot.
@@ -92,6 +100,12 @@ impl MachineConfig {
         Ok(config)
     }
 
+    /// Returns how long the machine has, from now.
+    pub(crate) fn time_left(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Duration::try_from_secs_f64((self.expires_at - now).min(MAX_TTL)).unwrap_or_default()
+    }
+
     /// Returns the public description of the machine.
     pub(crate) fn describe(&self, state: MachineState) -> MachineInfo {
         MachineInfo {
@@ -102,7 +116,7 @@ impl MachineConfig {
             mem_mib: self.spec.mem_mib,
             ttl_seconds: self.spec.ttl.as_secs(),
             created_at: self.created_at,
-            expires_at: self.created_at + self.spec.ttl.as_secs_f64(),
+            expires_at: self.expires_at,
             state,
             lifetime: self.spec.lifetime,
             execution_mode: self.execution_mode,
@@ -123,9 +137,11 @@ mod tests {
             kernel: "/k".into(),
             initramfs: "/i".into(),
             rootfs: "/r".into(),
+            disk: Some("/d".into()),
             leases: vec!["/l".into()],
             boot_limit: Duration::from_secs(30),
             created_at: 1_700_000_000.5,
+            expires_at: 1_700_000_600.5,
             spawned_at_ns: 7,
             verbose_console: false,
             verdict_dir: Some("/v".into()),

@@ -181,11 +181,11 @@ fn vmm_config(config: &MachineConfig) -> Result<VmmConfig, EngineError> {
         initramfs: Some(config.initramfs.clone()),
         cmdline: kernel_arguments(config.verbose_console),
         drives: vec![DriveConfig {
-            path: PathBuf::from(DISK),
-            base: Some(config.rootfs.clone()),
+            path: config.disk.clone().unwrap_or_else(|| PathBuf::from(DISK)),
+            base: config.disk.is_none().then(|| config.rootfs.clone()),
             read_only: false,
-            // The disk dies with the machine.
-            durable: false,
+            // The overlay dies with the machine.
+            durable: config.disk.is_some(),
             serial: "root".to_owned(),
         }],
         vsock: Some(VsockConfig { guest_cid: GUEST_CID }),

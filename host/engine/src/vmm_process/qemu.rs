@@ -14,7 +14,7 @@ use std::{
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
-            ffi::OsStringExt,
+            ffi::{OsStrExt, OsStringExt},
             net::UnixListener,
             process::{CommandExt, ExitStatusExt},
         },
@@ -267,9 +267,6 @@ fn arguments(config: &MachineConfig, tsc_khz: Option<u64>) -> Vec<OsString> {
         "stdio,id=console,signal=off",
         "-serial",
         "chardev:console",
-        // The disk dies with the machine, so nothing is ever written through to it.
-        "-drive",
-        &format!("if=none,id=root,file={DISK},format=qcow2,cache=unsafe,discard=unmap"),
         "-device",
         "virtio-blk-device,drive=root",
         "-chardev",
@@ -283,9 +280,24 @@ fn arguments(config: &MachineConfig, tsc_khz: Option<u64>) -> Vec<OsString> {
     ]
     .map(OsString::from)
     .into();
+    arguments.extend(["-drive".into(), drive(config)]);
     arguments.extend(["-kernel".into(), config.kernel.clone().into_os_string()]);
     arguments.extend(["-initrd".into(), config.initramfs.clone().into_os_string()]);
     arguments
+}
+
+/// Returns the root disk's options.
+fn drive(config: &MachineConfig) -> OsString {
+    let Some(disk) = &config.disk else {
+        // The disk dies with the machine, so nothing is ever written through to it.
+        return format!("if=none,id=root,file={DISK},format=qcow2,cache=unsafe,discard=unmap").into();
+    };
+    let mut options = b"if=none,id=root,format=raw,cache=writeback,discard=unmap,file=".to_vec();
+    for &byte in disk.as_os_str().as_bytes() {
+        // A comma ends a value unless there are two.
+        options.extend(std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));
+    }
+    OsString::from_vec(options)
 }
 
 /// Returns the kernel's command line.
@@ -376,9 +388,11 @@ mod tests {
             kernel: "/cache/odd, name/vmlinux".into(),
             initramfs: "/cache/initramfs".into(),
             rootfs: "/cache/rootfs".into(),
+            disk: None,
             leases: Vec::new(),
             boot_limit: Duration::from_secs(30),
             created_at: 0.0,
+            expires_at: 600.0,
             spawned_at_ns: 0,
             verbose_console: false,
             verdict_dir: None,
@@ -404,6 +418,16 @@ mod tests {
         for absent in ["-netdev", "-nic", "-monitor", "-qmp", "-virtfs"] {
             assert!(!arguments.iter().any(|a| a == absent), "{absent}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_kept_is_written_for_good() {
+        assert!(drive(&config()).to_str().unwrap().contains("file=disk.qcow2,format=qcow2,cache=unsafe"));
+        let kept = MachineConfig { disk: Some("/state/a,b/disk.1".into()), ..config() };
+        let drive = drive(&kept);
+        let drive = drive.to_str().unwrap();
+        assert!(drive.contains("format=raw,cache=writeback"), "{drive}");
+        assert!(drive.ends_with("file=/state/a,,b/disk.1"), "{drive}");
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Server {
         let handshake = Handshake::start(vm.vsock())?;
         let timings = BootTimings { spawn_ms, disk_ms: ms(engine_started - started), ..BootTimings::default() };
         Ok(Self {
-            expires: started + config.spec.ttl,
+            expires: started + config.time_left(),
             console: Console::new(dir),
             config,
             dir: dir.to_owned(),
@@ -304,6 +304,16 @@ impl Server {
             Request::Kill => self.killers.push(stream),
             Request::Pause => answer(&stream, &self.vm.pause().into()),
             Request::Resume => answer(&stream, &self.vm.resume().into()),
+            Request::Extend { expires_at } => {
+                if expires_at.is_finite() {
+                    self.config.expires_at = expires_at;
+                    self.expires = Instant::now() + self.config.time_left();
+                    answer(&stream, &Reply::Ok(OkBody::default()));
+                } else {
+                    let error = EngineError::new(ErrorCode::InvalidArgument, "expires_at is not a time");
+                    answer(&stream, &Reply::Error(error));
+                }
+            }
         }
     }
 

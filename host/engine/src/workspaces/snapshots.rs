@@ -1,0 +1,182 @@
+//! Saved trees of a workspace, and its disk.
+
+use std::{
+    fs::File,
+    io::{self, Seek},
+    os::unix::fs::OpenOptionsExt,
+};
+
+use super::{
+    BASELINE, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces,
+    failpoint::point,
+    lifecycle::{blocking, new_tree},
+    store::{Intent, Record},
+    unix_now,
+};
+use crate::error::{EngineError, ErrorCode};
+
+impl Workspaces {
+    /// Saves the tree of a started workspace under a name.
+    ///
+    /// # Errors
+    /// `invalid_argument` for the baseline's name, `already_exists`, `invalid_state`, `disk_full`.
+    pub async fn create_snapshot(&self, id: &str, name: &str) -> Result<SnapshotRow, EngineError> {
+        if name == BASELINE {
+            return Err(EngineError::new(
+                ErrorCode::InvalidArgument,
+                format!("snapshot_name '{BASELINE}' is reserved"),
+            )
+            .with_hint("choose another name"));
+        }
+        let (this, id, name) = (self.clone(), id.to_owned(), name.to_owned());
+        self.change(move |_cancel| async move {
+            let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
+            if this.db(|store| store.snapshots(&id))?.iter().any(|snapshot| snapshot.name == name) {
+                return Err(EngineError::new(
+                    ErrorCode::AlreadyExists,
+                    format!("snapshot '{}' already exists in workspace '{id}'", name.escape_debug()),
+                )
+                .with_hint("choose another name, or delete that one first"));
+            }
+            let saved = this.save(&mut record, name).await;
+            this.or_undo(&id, saved).await
+        })
+        .await
+    }
+
+    async fn save(&self, record: &mut Record, name: String) -> Result<SnapshotRow, EngineError> {
+        let machine = self.machine_of(record).await?;
+        record.intent = Some(Intent::Files);
+        self.db(|store| store.update(record))?;
+        point("snapshot-announced");
+        let file = new_tree();
+        let path = self.record_dir(&record.id).join(&file);
+        let failed = |e: &io::Error| EngineError::io(format_args!("save `{}`", path.display()), e);
+        let into =
+            File::options().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(|e| failed(&e))?;
+        let saved = into.try_clone().map_err(|e| failed(&e))?;
+        machine.archive(WORKSPACE_PATH, WORKSPACE_PATH, into).await?;
+        point("snapshot-saved");
+        let (entry_count, bytes) = blocking("save a snapshot", move || {
+            saved.sync_data().and_then(|()| count(saved)).map_err(|e| EngineError::io("save a snapshot", &e))
+        })
+        .await?;
+        let snapshot = SnapshotRow { name, file, created_at: unix_now(), entry_count, bytes };
+        self.db(|store| store.add_snapshot(&record.id, &snapshot))?;
+        point("snapshot-added");
+        record.intent = None;
+        record.last_activity_at = snapshot.created_at;
+        self.db(|store| store.update(record))?;
+        Ok(snapshot)
+    }
+
+    /// Returns the snapshots: the baseline, then the newest first.
+    ///
+    /// # Errors
+    /// `not_found`, `expired`.
+    pub async fn snapshots(&self, id: &str) -> Result<Vec<SnapshotRow>, EngineError> {
+        self.current(id, RecordKind::Workspace).await?;
+        let mut snapshots = self.db(|store| store.snapshots(id))?;
+        snapshots.sort_by_key(|snapshot| snapshot.name != BASELINE);
+        Ok(snapshots)
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// `invalid_argument` for the baseline, `not_found`.
+    pub async fn delete_snapshot(&self, id: &str, name: &str) -> Result<(), EngineError> {
+        if name == BASELINE {
+            return Err(EngineError::new(ErrorCode::InvalidArgument, "cannot delete the baseline snapshot")
+                .with_hint("it goes with its workspace"));
+        }
+        let (this, id, name) = (self.clone(), id.to_owned(), name.to_owned());
+        self.change(move |_cancel| async move {
+            let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
+            this.snapshot(&id, &name)?;
+            record.intent = Some(Intent::Files);
+            this.db(|store| store.update(&record))?;
+            point("unsnapshot-announced");
+            this.db(|store| store.remove_snapshot(&id, &name))?;
+            point("unsnapshot-removed");
+            this.sweep_files(&record)?;
+            record.intent = None;
+            record.last_activity_at = unix_now();
+            this.db(|store| store.update(&record)).map(drop)
+        })
+        .await
+    }
+
+    /// Returns the tar of a snapshot. The open file stays readable when the snapshot is removed.
+    ///
+    /// # Errors
+    /// `not_found`, `expired`, `io`.
+    pub async fn read_snapshot(&self, id: &str, name: &str) -> Result<File, EngineError> {
+        self.current(id, RecordKind::Workspace).await?;
+        let snapshot = self.snapshot(id, name)?;
+        self.open_file(&self.record_dir(id).join(snapshot.file))
+    }
+
+    /// Returns the raw root disk of a workspace that is not started: an ext4 file system.
+    ///
+    /// # Errors
+    /// `invalid_state` while it is started, `not_found`, `expired`, `io`.
+    pub async fn disk(&self, id: &str) -> Result<File, EngineError> {
+        let record = self.current(id, RecordKind::Workspace).await?;
+        if record.state == RecordState::Started {
+            return Err(EngineError::new(
+                ErrorCode::InvalidState,
+                format!("workspace '{id}' must be stopped before its disk is read"),
+            )
+            .with_hint("stop it with workspace_stop"));
+        }
+        self.open_file(&self.record_dir(id).join(record.disk.unwrap_or_default()))
+    }
+}
+
+/// Returns how many entries a tar has, and the bytes of its files. The names of its entries are not looked at.
+fn count(mut file: File) -> io::Result<(u64, u64)> {
+    file.rewind()?;
+    let mut counts = (0, 0);
+    let mut tar = tar::Archive::new(file);
+    for entry in tar.entries_with_seek()? {
+        let entry = entry?;
+        // The root of the tree is not an entry of it.
+        if entry.path_bytes().iter().all(|byte| matches!(byte, b'.' | b'/')) {
+            continue;
+        }
+        counts.0 += 1;
+        counts.1 += entry.size();
+    }
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_counted() {
+        let mut tar = tar::Builder::new(tempfile::tempfile().unwrap());
+        let mut add = |name: &str, kind, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, bytes).unwrap();
+        };
+        add("./", tar::EntryType::Directory, b"");
+        add("a", tar::EntryType::Directory, b"");
+        add("a/b", tar::EntryType::Regular, b"12345");
+        add(&"long/".repeat(60), tar::EntryType::Regular, &[7; 1000]);
+        let file = tar.into_inner().unwrap();
+        assert_eq!(count(file).unwrap(), (3, 1005));
+    }
+
+    #[test]
+    fn rubbish_is_an_error() {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[b'x'; 2048]).unwrap();
+        assert!(count(file).is_err());
+    }
+}
