@@ -1,5 +1,34 @@
-//! The tools that run commands: `vm_run`.
+//! The tools that run commands: `vm_run` in a microVM of its own, `workspace_exec` in a workspace.
 
 mod vm_run;
+mod workspace_exec;
 
-pyro_plugin_sdk::export!(vm_run::VmRun);
+use serde::Deserialize;
+
+pyro_plugin_sdk::export!(vm_run::VmRun, workspace_exec::WorkspaceExec);
+
+/// The component's `config`.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// Bytes kept of each of stdout and stderr.
+    keep_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { keep_bytes: 64 * 1024 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_tools_take_what_the_contract_says() {
+        let expected = [
+            "vm_run(environment*, command*, vcpu_count=1, mem_mib=1024, timeout_seconds=30, ttl_seconds=600)",
+            "workspace_exec(workspace_id*, command*, timeout_seconds=30, cwd=\"/workspace\", env={}, stdin)",
+        ];
+        assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
+    }
+}

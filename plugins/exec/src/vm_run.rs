@@ -1,14 +1,12 @@
 //! `vm_run`: one command in a microVM of its own.
 
-use pyro_plugin_sdk::vm::exec::{self, Command, Input, Program};
+use pyro_plugin_guest::{Ran, ShellLine, check_command};
+use pyro_plugin_sdk::vm::exec::Input;
 use pyro_plugin_sdk::vm::machines::{self, MachineConfig};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError, output};
+use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
-/// The exit code of a command that was killed because its time was over, as `timeout(1)` has it.
-const EXIT_TIMED_OUT: i32 = 124;
-/// A command that a signal ended has this plus the signal's number, as in a shell.
-const EXIT_SIGNAL: i32 = 128;
+use crate::Config;
 
 /// The tool.
 pub struct VmRun;
@@ -90,33 +88,8 @@ pub struct Output {
     environment: String,
     environment_version: String,
     command: String,
-    /// What was kept of standard output.
-    stdout: String,
-    /// What was kept of standard error.
-    stderr: String,
-    /// Exit code; 124 after a time-out, 128 plus the number of the signal that ended the command.
-    exit_code: i32,
-    /// The signal that ended the command, as SIGKILL.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    signal: Option<String>,
-    /// The command was killed because its time was over.
-    timed_out: bool,
-    /// Bytes written to standard output in all.
-    stdout_bytes: u64,
-    /// Bytes written to standard error in all.
-    stderr_bytes: u64,
-    /// Bytes are missing from the middle of stdout or stderr; a line in it says how many.
-    truncated: bool,
-    /// Bytes that are not UTF-8 stand as U+FFFD.
-    encoding_lossy: bool,
-    /// Wall time of the command.
-    duration_ms: u64,
-    /// CPU time of the command and all it started.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cpu_ms: Option<f64>,
-    /// Most memory the command and all it started held at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peak_memory_bytes: Option<u64>,
+    #[serde(flatten)]
+    ran: Ran,
     /// What the microVM ran on.
     execution_mode: String,
     cleanup: Cleanup,
@@ -130,31 +103,9 @@ pub struct Cleanup {
     reason: String,
 }
 
-/// The component's `config`.
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Config {
-    /// Bytes kept of each of stdout and stderr.
-    keep_bytes: u64,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { keep_bytes: 64 * 1024 }
-    }
-}
-
 fn vm_run(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {
     let config: Config = call.config()?;
-    if arguments.command.trim().is_empty() {
-        return Err(
-            ToolError::new("invalid_argument", "command is empty").with_hint("pass a command line, as `uname -a`")
-        );
-    }
-    if arguments.command.contains('\0') {
-        return Err(ToolError::new("invalid_argument", "command contains a NUL character")
-            .with_hint("a command line cannot carry NUL; make one in the guest, as with printf '\\0'"));
-    }
+    check_command(&arguments.command)?;
     let machine = machines::run_ephemeral(&MachineConfig {
         environment: arguments.environment,
         vcpu_count: arguments.vcpu_count,
@@ -163,68 +114,23 @@ fn vm_run(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {
         meta: Vec::new(),
     })?;
     let info = machine.info();
-    let ran = exec::run(
-        &machine,
-        &Command {
-            program: Program::Shell(arguments.command.clone()),
-            cwd: None,
-            env: Vec::new(),
-            stdin: Input::Caller,
-            timeout_ms: u64::from(arguments.timeout_seconds) * 1000,
-            keep_bytes: config.keep_bytes,
-            meta: Vec::new(),
-        },
-    )?;
-    machines::end(&machine)?;
-    let stdout = output::text(&ran.stdout);
-    let stderr = output::text(&ran.stderr);
-    let exit_code = match (ran.timed_out, ran.exit_code, &ran.signal) {
-        (true, ..) => EXIT_TIMED_OUT,
-        (false, Some(code), _) => code,
-        (false, None, Some(name)) => EXIT_SIGNAL + signal_number(name),
-        (false, None, None) => return Err(ToolError::new("internal", "the command ended in no known way")),
+    let line = ShellLine {
+        command: &arguments.command,
+        cwd: None,
+        env: Vec::new(),
+        stdin: Input::Caller,
+        timeout_seconds: arguments.timeout_seconds,
+        keep_bytes: config.keep_bytes,
     };
+    let ran = line.run(&machine)?;
+    machines::end(&machine)?;
     Ok(Output {
         cleanup: Cleanup { vm_id: info.id.clone(), deleted: true, reason: "post_exec_cleanup".to_owned() },
         vm_id: info.id,
         environment: info.environment,
         environment_version: info.environment_version,
+        ran: Ran::new(&ran)?,
         command: arguments.command,
-        exit_code,
-        signal: ran.signal,
-        timed_out: ran.timed_out,
-        stdout_bytes: stdout.total_bytes,
-        stderr_bytes: stderr.total_bytes,
-        truncated: stdout.truncated || stderr.truncated,
-        encoding_lossy: stdout.lossy || stderr.lossy,
-        stdout: stdout.text,
-        stderr: stderr.text,
-        duration_ms: ran.duration_ms,
-        cpu_ms: ran.cpu_us.map(|us| us as f64 / 1e3),
-        peak_memory_bytes: ran.peak_memory_bytes,
         execution_mode: info.execution_mode,
     })
-}
-
-/// The number of a signal on x86-64 Linux; 0 for a name that is none.
-fn signal_number(name: &str) -> i32 {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
-    ];
-    let name = name.strip_prefix("SIG").unwrap_or(name);
-    NAMES.iter().position(|known| *known == name).and_then(|index| i32::try_from(index + 1).ok()).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::signal_number;
-
-    #[test]
-    fn signals_have_their_numbers() {
-        assert_eq!(signal_number("SIGKILL"), 9);
-        assert_eq!(signal_number("SIGSYS"), 31);
-        assert_eq!(signal_number("SIGRTMIN+3"), 0);
-    }
 }

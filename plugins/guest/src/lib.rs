@@ -4,12 +4,18 @@
 //! A thin layer over the host interfaces: it gives failures the words of the tools and turns host
 //! blobs into bytes and readers. Deliberately absent: anything that decides what a tool does.
 
+mod arguments;
+mod artifact;
 mod blob;
+mod command;
 mod files;
 mod signatures;
 mod workspace;
 
+pub use arguments::{OneWorkspace, name, workspace_root};
+pub use artifact::Artifact;
 pub use blob::{BlobReader, bytes, reader};
+pub use command::{Ran, ShellLine, check_command};
 pub use files::{Entry, Kind, MAX_TEXT, Write};
 pub use signatures::signatures;
-pub use workspace::{Guest, invalid, open, path};
+pub use workspace::{Guest, absent, invalid, open, path};

@@ -64,6 +64,11 @@ pub fn path(path: &str) -> Result<String, ToolError> {
     workspace_path(path).map_err(|error| invalid(error.to_string()))
 }
 
+/// Returns the error of something that a workspace does not have, as `service 'x' does not exist in workspace 'y'`.
+pub fn absent(what: &str, name: &str, workspace_id: &str) -> ToolError {
+    ToolError::new("not_found", format!("{what} '{name}' does not exist in workspace '{workspace_id}'"))
+}
+
 /// Returns the error of an argument that cannot be.
 pub fn invalid(message: impl Into<String>) -> ToolError {
     ToolError::new("invalid_argument", message)

@@ -1,6 +1,6 @@
 //! How a service looks in results.
 
-use pyro_plugin_guest::invalid;
+use pyro_plugin_guest::absent;
 use pyro_plugin_sdk::vm::services::ServiceInfo;
 use pyro_plugin_sdk::vm::types::Error;
 use pyro_plugin_sdk::{JsonSchema, ToolError};
@@ -80,26 +80,10 @@ fn state(running: bool, stop_reason: Option<&str>) -> &'static str {
     }
 }
 
-/// Returns the name as it is kept.
-pub fn name(name: &str) -> Result<String, ToolError> {
-    let name = name.trim();
-    let mut bytes = name.bytes();
-    let valid = name.len() <= 64
-        && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if !valid {
-        return Err(invalid(format!("service_name '{name}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$")));
-    }
-    Ok(name.to_owned())
-}
-
 /// Gives a failure the words of the service tools.
 pub fn failed(workspace_id: &str, name: &str, error: Error) -> ToolError {
     match error.code.as_str() {
-        "not_found" => {
-            ToolError::new("not_found", format!("service '{name}' does not exist in workspace '{workspace_id}'"))
-                .with_hint("list them with service_list")
-        }
+        "not_found" => absent("service", name, workspace_id).with_hint("list them with service_list"),
         "already_exists" => ToolError::new(
             "already_exists",
             format!("service '{name}' is already running in workspace '{workspace_id}'"),
@@ -122,13 +106,5 @@ mod tests {
         assert_eq!(state(false, Some("process_exited_before_ready")), "failed");
         // A stop that is under way.
         assert_eq!(state(true, Some("sigterm")), "running");
-    }
-
-    #[test]
-    fn names_are_checked() {
-        assert_eq!(name(" web-1 ").ok().as_deref(), Some("web-1"));
-        for bad in ["", "-x", "a b", "a/b", &"x".repeat(65)] {
-            assert!(name(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! How a shell looks in results.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, absent};
 use pyro_plugin_sdk::vm::terminals::TerminalInfo;
 use pyro_plugin_sdk::vm::types::Error;
 use pyro_plugin_sdk::{JsonSchema, ToolError};
@@ -46,10 +46,7 @@ impl Shell {
 /// Gives a failure the words of the shell tools.
 pub fn failed(workspace_id: &str, shell_id: &str, error: Error) -> ToolError {
     match error.code.as_str() {
-        "not_found" => {
-            ToolError::new("not_found", format!("shell '{shell_id}' does not exist in workspace '{workspace_id}'"))
-                .with_hint("open one with shell_open")
-        }
+        "not_found" => absent("shell", shell_id, workspace_id).with_hint("open one with shell_open"),
         "invalid_state" => ToolError::new("invalid_state", format!("shell {shell_id} is not running")),
         _ => error.into(),
     }

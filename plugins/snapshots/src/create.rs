@@ -1,10 +1,10 @@
 //! `snapshot_create`.
 
-use pyro_plugin_guest::{Guest, invalid};
+use pyro_plugin_guest::{Guest, invalid, name};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
-use crate::shape::{BASELINE, Snapshot, failed, name};
+use crate::shape::{BASELINE, Snapshot, failed};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +41,7 @@ impl Tool for SnapshotCreate {
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
-        let name = name(&arguments.snapshot_name)?;
+        let name = name("snapshot_name", &arguments.snapshot_name)?;
         if name == BASELINE {
             return Err(invalid("snapshot_name 'baseline' is reserved"));
         }

@@ -1,10 +1,10 @@
 //! `snapshot_delete`.
 
-use pyro_plugin_guest::{invalid, open};
+use pyro_plugin_guest::{invalid, name, open};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
-use crate::shape::{BASELINE, failed, name};
+use crate::shape::{BASELINE, failed};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +41,7 @@ impl Tool for SnapshotDelete {
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
-        let name = name(&arguments.snapshot_name)?;
+        let name = name("snapshot_name", &arguments.snapshot_name)?;
         if name == BASELINE {
             return Err(invalid("cannot delete the baseline snapshot"));
         }

@@ -1,17 +1,10 @@
 //! `snapshot_list`.
 
-use pyro_plugin_guest::open;
+use pyro_plugin_guest::{OneWorkspace, open};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::shape::Snapshot;
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Arguments {
-    /// Workspace
-    pub workspace_id: String,
-}
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {
@@ -28,14 +21,14 @@ impl Tool for SnapshotList {
     const NAME: &'static str = "snapshot_list";
     const DESCRIPTION: &'static str = "Lists a workspace's snapshots.";
     const HINTS: Hints = Hints::READ_ONLY;
-    type Arguments = Arguments;
+    type Arguments = OneWorkspace;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
         Some(Cli { path: vec!["workspace", "snapshot", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
-    fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+    fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         let id = arguments.workspace_id;
         let snapshots: Vec<Snapshot> =
             open(&id)?.snapshots()?.into_iter().map(|info| Snapshot::new(&id, info)).collect();

@@ -1,6 +1,6 @@
 //! How a snapshot looks in results, and what it may be called.
 
-use pyro_plugin_guest::invalid;
+use pyro_plugin_guest::absent;
 use pyro_plugin_sdk::vm::types::Error;
 use pyro_plugin_sdk::vm::workspaces::SnapshotInfo;
 use pyro_plugin_sdk::{JsonSchema, ToolError};
@@ -38,42 +38,13 @@ impl Snapshot {
     }
 }
 
-/// Returns the name as it is kept.
-pub fn name(name: &str) -> Result<String, ToolError> {
-    let name = name.trim();
-    let mut bytes = name.bytes();
-    let valid = name.len() <= 64
-        && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if !valid {
-        return Err(invalid(format!("snapshot_name '{name}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$")));
-    }
-    Ok(name.to_owned())
-}
-
 /// Gives a failure the words of the snapshot tools.
 pub fn failed(workspace_id: &str, name: &str, error: Error) -> ToolError {
     match error.code.as_str() {
-        "not_found" => {
-            ToolError::new("not_found", format!("snapshot '{name}' does not exist in workspace '{workspace_id}'"))
-                .with_hint("list them with snapshot_list")
-        }
+        "not_found" => absent("snapshot", name, workspace_id).with_hint("list them with snapshot_list"),
         "already_exists" => {
             ToolError::new("already_exists", format!("snapshot '{name}' already exists in workspace '{workspace_id}'"))
         }
         _ => error.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::name;
-
-    #[test]
-    fn names_are_checked_before_anything_is_done() {
-        assert_eq!(name(" v1.0_a-b ").ok().as_deref(), Some("v1.0_a-b"));
-        for bad in ["", ".x", "a/b", "ä", "a b", &"x".repeat(65)] {
-            assert!(name(bad).is_err(), "{bad}");
-        }
     }
 }

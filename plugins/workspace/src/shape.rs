@@ -128,16 +128,7 @@ pub fn labels(labels: &BTreeMap<String, String>) -> Result<Vec<(String, String)>
 
 /// Returns a label's key as it is kept.
 pub fn label_key(key: &str) -> Result<String, ToolError> {
-    let key = key.trim();
-    let mut bytes = key.bytes();
-    let valid = key.len() <= 64
-        && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
-    if valid {
-        Ok(key.to_owned())
-    } else {
-        Err(invalid(format!("label key '{key}' must match ^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}$")))
-    }
+    pyro_plugin_guest::name("label key", key)
 }
 
 fn text(what: &str, text: &str) -> Result<String, ToolError> {

@@ -1,10 +1,10 @@
 //! `workspace_disk_list`.
 
+use pyro_plugin_guest::{Artifact, workspace_root};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::image::Listed;
-use crate::path::WORKSPACE;
 
 /// Entries of one listing; the result says when there are more.
 const MAX_ENTRIES: usize = 5_000;
@@ -15,15 +15,11 @@ pub struct Arguments {
     /// Stopped workspace
     pub workspace_id: String,
     /// Path on the disk; relative to /workspace
-    #[serde(default = "workspace")]
+    #[serde(default = "workspace_root")]
     pub path: String,
     /// Whole tree
     #[serde(default)]
     pub recursive: bool,
-}
-
-fn workspace() -> String {
-    WORKSPACE.to_owned()
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -37,26 +33,12 @@ pub struct Output {
     pub truncated: bool,
 }
 
-/// A path of the disk.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct Artifact {
-    pub path: String,
-    /// file, directory or symlink
-    pub artifact_type: String,
-    /// 0 for a directory, the target's length for a symlink
-    pub size_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub link_target: Option<String>,
-}
-
-impl From<Listed> for Artifact {
-    fn from(listed: Listed) -> Artifact {
-        Artifact {
-            path: listed.path,
-            artifact_type: listed.kind.as_str().to_owned(),
-            size_bytes: listed.size,
-            link_target: listed.link_target,
-        }
+fn artifact(listed: Listed) -> Artifact {
+    Artifact {
+        path: listed.path,
+        artifact_type: listed.kind.as_str().to_owned(),
+        size_bytes: listed.size,
+        link_target: listed.link_target,
     }
 }
 
@@ -86,7 +68,7 @@ impl Tool for DiskList {
             workspace_id: arguments.workspace_id,
             path,
             recursive: arguments.recursive,
-            entries: entries.into_iter().map(Artifact::from).collect(),
+            entries: entries.into_iter().map(artifact).collect(),
             truncated,
         })
     }

@@ -1,10 +1,9 @@
 //! `workspace_file_list`.
 
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
-use pyro_tree::WORKSPACE;
 use serde::{Deserialize, Serialize};
 
-use pyro_plugin_guest::{Entry, Guest, Kind};
+use pyro_plugin_guest::{Artifact, Guest, Kind, workspace_root};
 
 /// Entries of one listing; the result says when there are more.
 const MAX_ENTRIES: u32 = 5_000;
@@ -15,15 +14,11 @@ pub struct Arguments {
     /// Workspace
     pub workspace_id: String,
     /// Directory or file in /workspace
-    #[serde(default = "workspace")]
+    #[serde(default = "workspace_root")]
     pub path: String,
     /// Whole tree
     #[serde(default)]
     pub recursive: bool,
-}
-
-fn workspace() -> String {
-    WORKSPACE.to_owned()
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -32,22 +27,10 @@ pub struct Output {
     pub path: String,
     pub recursive: bool,
     /// Sorted by path
-    pub entries: Vec<Listed>,
+    pub entries: Vec<Artifact>,
     /// More entries exist
     pub truncated: bool,
     pub execution_mode: String,
-}
-
-/// A path of the workspace.
-#[derive(Debug, PartialEq, Serialize, JsonSchema)]
-pub struct Listed {
-    pub path: String,
-    /// file, directory or symlink
-    pub artifact_type: String,
-    /// 0 for a directory, the target's length for a symlink
-    pub size_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub link_target: Option<String>,
 }
 
 /// Lists a directory, or names one file.
@@ -81,50 +64,9 @@ impl Tool for FileList {
             workspace_id: arguments.workspace_id,
             path,
             recursive: arguments.recursive,
-            entries: entries.into_iter().filter_map(listed).collect(),
+            entries: entries.into_iter().filter_map(Artifact::of).collect(),
             truncated,
             execution_mode: guest.execution_mode(),
         })
-    }
-}
-
-/// Devices, sockets and pipes have no place in the result.
-fn listed(entry: Entry) -> Option<Listed> {
-    let (artifact_type, size_bytes) = match entry.kind {
-        Kind::File => ("file", entry.size),
-        Kind::Directory => ("directory", 0),
-        Kind::Symlink => ("symlink", entry.link_target.as_ref().map_or(entry.size, |target| target.len() as u64)),
-        Kind::Other => return None,
-    };
-    Some(Listed {
-        path: entry.path,
-        artifact_type: artifact_type.to_owned(),
-        size_bytes,
-        link_target: entry.link_target,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(kind: Kind, size: u64, link_target: Option<&str>) -> Entry {
-        Entry {
-            path: "/workspace/x".into(),
-            kind,
-            size,
-            mode: 0o644,
-            mtime_ms: 0,
-            link_target: link_target.map(str::to_owned),
-        }
-    }
-
-    #[test]
-    fn sizes_follow_the_kind() {
-        let size = |entry| listed(entry).map(|listed| (listed.artifact_type, listed.size_bytes));
-        assert_eq!(size(entry(Kind::File, 7, None)), Some(("file".into(), 7)));
-        assert_eq!(size(entry(Kind::Directory, 4096, None)), Some(("directory".into(), 0)));
-        assert_eq!(size(entry(Kind::Symlink, 0, Some("abc"))), Some(("symlink".into(), 3)));
-        assert_eq!(size(entry(Kind::Other, 1, None)), None);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ignored::Selection;
 use crate::search::{self, Case, Query};
-use pyro_plugin_guest::{Guest, Kind, invalid};
+use pyro_plugin_guest::{Guest, Kind, invalid, workspace_root};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -16,7 +16,7 @@ pub struct Arguments {
     /// Regular expression
     pub pattern: String,
     /// Directory or file in /workspace
-    #[serde(default = "workspace")]
+    #[serde(default = "workspace_root")]
     pub path: String,
     /// Take pattern as plain text
     #[serde(default)]
@@ -51,10 +51,6 @@ pub enum CaseArgument {
     Sensitive,
     Insensitive,
     Smart,
-}
-
-fn workspace() -> String {
-    WORKSPACE.to_owned()
 }
 
 fn max_results() -> u32 {

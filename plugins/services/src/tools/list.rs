@@ -1,18 +1,11 @@
 //! `service_list`.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, OneWorkspace};
 use pyro_plugin_sdk::vm::services;
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::shape::Service;
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Arguments {
-    /// Workspace
-    pub workspace_id: String,
-}
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {
@@ -30,14 +23,14 @@ impl Tool for ServiceList {
     const NAME: &'static str = "service_list";
     const DESCRIPTION: &'static str = "Lists a workspace's services.";
     const HINTS: Hints = Hints::READ_ONLY;
-    type Arguments = Arguments;
+    type Arguments = OneWorkspace;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
         Some(Cli { path: vec!["workspace", "service", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
-    fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+    fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let mut services: Vec<Service> = services::list(guest.machine())?
             .into_iter()

@@ -1,12 +1,12 @@
 //! `service_logs`.
 
-use pyro_plugin_guest::{Guest, bytes};
+use pyro_plugin_guest::{Guest, bytes, name};
 use pyro_plugin_sdk::vm::services;
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::logs::tail;
-use crate::shape::{Service, failed, name};
+use crate::shape::{Service, failed};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +60,7 @@ impl Tool for ServiceLogs {
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
-        let name = name(&arguments.service_name)?;
+        let name = name("service_name", &arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let told = |error| failed(&arguments.workspace_id, &name, error);
         let info = services::status(guest.machine(), &name).map_err(told)?;

@@ -1,11 +1,11 @@
 //! `service_restart`.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, name};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::notes::Notes;
-use crate::shape::{Service, name};
+use crate::shape::Service;
 use crate::tools::stop::stop;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -36,7 +36,7 @@ impl Tool for ServiceRestart {
     }
 
     fn call(arguments: Arguments, call: &Call) -> Result<Service, ToolError> {
-        let name = name(&arguments.service_name)?;
+        let name = name("service_name", &arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let old = stop(&guest, &arguments.workspace_id, &name)?;
         let notes = Notes { ready_at: None, stop_reason: None, ..Notes::read(&old.meta) };

@@ -1,13 +1,12 @@
 //! `service_start`.
 
-use pyro_plugin_guest::{Guest, invalid, path};
+use pyro_plugin_guest::{Guest, invalid, name, path, workspace_root};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
-use pyro_tree::WORKSPACE;
 use serde::Deserialize;
 
 use crate::notes::Notes;
 use crate::readiness::Probe;
-use crate::shape::{Service, name};
+use crate::shape::Service;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -19,7 +18,7 @@ pub struct Arguments {
     /// Shell line
     pub command: String,
     /// Directory in /workspace
-    #[serde(default = "cwd")]
+    #[serde(default = "workspace_root")]
     pub cwd: String,
     /// Ready when this file exists
     pub ready_file: Option<String>,
@@ -37,10 +36,6 @@ pub struct Arguments {
     #[serde(default = "ready_interval_ms")]
     #[schemars(range(min = 10, max = 60_000))]
     pub ready_interval_ms: u32,
-}
-
-fn cwd() -> String {
-    WORKSPACE.to_owned()
 }
 
 fn ready_timeout_seconds() -> u32 {
@@ -71,7 +66,7 @@ impl Tool for ServiceStart {
     }
 
     fn call(arguments: Arguments, call: &Call) -> Result<Service, ToolError> {
-        let name = name(&arguments.service_name)?;
+        let name = name("service_name", &arguments.service_name)?;
         let notes = notes(&arguments)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info = crate::start::start(&guest, &arguments.workspace_id, &name, &notes, call)?;

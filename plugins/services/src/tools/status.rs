@@ -1,11 +1,11 @@
 //! `service_status`.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, name};
 use pyro_plugin_sdk::vm::services;
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
-use crate::shape::{Service, failed, name};
+use crate::shape::{Service, failed};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -35,7 +35,7 @@ impl Tool for ServiceStatus {
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Service, ToolError> {
-        let name = name(&arguments.service_name)?;
+        let name = name("service_name", &arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info =
             services::status(guest.machine(), &name).map_err(|error| failed(&arguments.workspace_id, &name, error))?;

@@ -1,11 +1,11 @@
 //! `service_stop`.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, name};
 use pyro_plugin_sdk::vm::services::{self, ServiceInfo};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
-use crate::shape::{Service, failed, name};
+use crate::shape::{Service, failed};
 
 /// Between TERM and KILL.
 const GRACE_MS: u32 = 5_000;
@@ -38,7 +38,7 @@ impl Tool for ServiceStop {
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Service, ToolError> {
-        let name = name(&arguments.service_name)?;
+        let name = name("service_name", &arguments.service_name)?;
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let info = stop(&guest, &arguments.workspace_id, &name)?;
         Ok(Service::new(&arguments.workspace_id, guest.execution_mode(), info))

@@ -1,18 +1,11 @@
 //! `shell_list`.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, OneWorkspace};
 use pyro_plugin_sdk::vm::terminals;
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::shape::Shell;
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Arguments {
-    /// Workspace
-    pub workspace_id: String,
-}
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {
@@ -30,14 +23,14 @@ impl Tool for ShellList {
     const NAME: &'static str = "shell_list";
     const DESCRIPTION: &'static str = "Lists a workspace's shells.";
     const HINTS: Hints = Hints::READ_ONLY;
-    type Arguments = Arguments;
+    type Arguments = OneWorkspace;
     type Output = Output;
 
     fn cli() -> Option<Cli> {
         Some(Cli { path: vec!["workspace", "shell", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
     }
 
-    fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
+    fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let mut shells: Vec<Shell> = terminals::list(guest.machine())?
             .into_iter()

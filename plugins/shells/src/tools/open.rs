@@ -1,9 +1,8 @@
 //! `shell_open`.
 
-use pyro_plugin_guest::Guest;
+use pyro_plugin_guest::{Guest, workspace_root};
 use pyro_plugin_sdk::vm::terminals;
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
-use pyro_tree::WORKSPACE;
 use serde::Deserialize;
 
 use crate::shape::Shell;
@@ -14,7 +13,7 @@ pub struct Arguments {
     /// Workspace
     pub workspace_id: String,
     /// Existing directory in /workspace
-    #[serde(default = "cwd")]
+    #[serde(default = "workspace_root")]
     pub cwd: String,
     /// Columns
     #[serde(default = "cols")]
@@ -24,10 +23,6 @@ pub struct Arguments {
     #[serde(default = "rows")]
     #[schemars(range(min = 5, max = 200))]
     pub rows: u32,
-}
-
-fn cwd() -> String {
-    WORKSPACE.to_owned()
 }
 
 fn cols() -> u32 {

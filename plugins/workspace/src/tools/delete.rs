@@ -1,10 +1,8 @@
 //! `workspace_delete`.
 
-use pyro_plugin_guest::open;
+use pyro_plugin_guest::{OneWorkspace, open};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use serde::Serialize;
-
-use crate::tools::OneWorkspace;
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {

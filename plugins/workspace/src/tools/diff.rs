@@ -1,11 +1,9 @@
 //! `workspace_diff`.
 
-use pyro_plugin_guest::{Guest, reader};
+use pyro_plugin_guest::{Guest, OneWorkspace, reader};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use pyro_tree::{DiffLimits, Tree, TreeDiff, TreeError, TreeLimits, WORKSPACE, compare};
 use serde::Serialize;
-
-use crate::tools::OneWorkspace;
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {

@@ -1,6 +1,6 @@
 //! `workspace_reset`.
 
-use pyro_plugin_guest::open;
+use pyro_plugin_guest::{absent, open};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use pyro_tree::WORKSPACE;
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,7 @@ impl Tool for WorkspaceReset {
         let name = arguments.snapshot.trim();
         let workspace = open(id)?;
         let snapshot = workspace.reset(Some(name)).map_err(|error| match error.code.as_str() {
-            "not_found" => ToolError::new("not_found", format!("snapshot '{name}' does not exist in workspace '{id}'")),
+            "not_found" => absent("snapshot", name, id),
             _ => error.into(),
         })?;
         Ok(Output {

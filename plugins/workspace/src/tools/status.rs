@@ -1,10 +1,9 @@
 //! `workspace_status`.
 
-use pyro_plugin_guest::open;
+use pyro_plugin_guest::{OneWorkspace, open};
 use pyro_plugin_sdk::{Call, Cli, Hints, Tool, ToolError};
 
 use crate::shape::Workspace;
-use crate::tools::OneWorkspace;
 
 /// Looks at one workspace.
 pub struct WorkspaceStatus;

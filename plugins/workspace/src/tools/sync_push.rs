@@ -1,6 +1,6 @@
 //! `workspace_sync_push`.
 
-use pyro_plugin_guest::{Guest, path};
+use pyro_plugin_guest::{Guest, path, workspace_root};
 use pyro_plugin_sdk::vm::{files, host_files};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
 use pyro_tree::WORKSPACE;
@@ -14,12 +14,8 @@ pub struct Arguments {
     /// Host directory or tar
     pub source_path: String,
     /// Directory in /workspace
-    #[serde(default = "workspace")]
+    #[serde(default = "workspace_root")]
     pub dest: String,
-}
-
-fn workspace() -> String {
-    WORKSPACE.to_owned()
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
