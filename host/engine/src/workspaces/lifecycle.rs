@@ -13,10 +13,11 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BASELINE, NewRecord, RecordInfo, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces,
+    BASELINE, NewRecord, NewSecret, RecordInfo, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces,
     failpoint::point,
     lock::RecordLock,
     none,
+    secrets::check_all,
     store::{Intent, Record, Seed},
     unix_now,
 };
@@ -35,6 +36,12 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
 /// A tar of nothing: two blocks of zeros.
 const EMPTY_TAR: [u8; 1024] = [0; 1024];
 
+/// What a workspace begins with.
+struct Content {
+    tree: Option<File>,
+    secrets: Vec<NewSecret>,
+}
+
 impl Workspaces {
     /// Makes a record. A workspace is returned started, with its tree and baseline; a machine is returned created.
     ///
@@ -42,6 +49,7 @@ impl Workspaces {
     /// Those of [`Engine::create_machine`](crate::Engine::create_machine); nothing is left after any of them.
     pub async fn create(&self, new: NewRecord, progress: &dyn Progress) -> Result<RecordInfo, EngineError> {
         self.inner.engine.check(&new.spec)?;
+        check_all(&new.secrets)?;
         let installed = self.inner.engine.prepare(&new.spec.environment, progress).await?;
         if new.kind == RecordKind::Workspace {
             progress.report("booting", 100.0, Some(100.0));
@@ -94,7 +102,10 @@ impl Workspaces {
         let made = match new.kind {
             // It gets its disk when it is first started.
             RecordKind::Machine => self.make_dir(&id).map(|()| record.state = RecordState::Created),
-            RecordKind::Workspace => self.fill(&mut record, installed, tree, &machine_id, cancel).await,
+            RecordKind::Workspace => {
+                let content = Content { tree, secrets: new.secrets };
+                self.fill(&mut record, installed, content, &machine_id, cancel).await
+            }
         };
         point("create-made");
         if let Err(error) = made.and_then(|()| self.db(|store| store.update(&record)).map(drop)) {
@@ -121,7 +132,7 @@ impl Workspaces {
         &self,
         record: &mut Record,
         installed: &Installed,
-        tree: Option<File>,
+        content: Content,
         machine_id: &str,
         cancel: &CancellationToken,
     ) -> Result<(), EngineError> {
@@ -129,8 +140,11 @@ impl Workspaces {
         let disk = next_disk(None);
         self.make_disk(record, installed, &disk).await?;
         point("create-disk");
-        let seeded = tree.is_some();
-        let baseline = self.add_baseline(record, tree).await?;
+        let seeded = content.tree.is_some();
+        let baseline = self.add_baseline(record, content.tree).await?;
+        for secret in &content.secrets {
+            self.add_secret(&record.id, secret)?;
+        }
         point("create-baseline");
         let machine = cancellable(cancel, self.boot(record, installed, machine_id, &disk, true)).await?;
         point("create-booted");
@@ -339,7 +353,9 @@ impl Workspaces {
             expires_at: record.expires_at,
             counted,
         };
-        self.inner.engine.boot_record(installed, spec, machine).await
+        let machine = self.inner.engine.boot_record(installed, spec, machine).await?;
+        self.install_secrets(&record.id, &machine).await?;
+        Ok(machine)
     }
 
     /// Asks the guest to end, and ends the machine when it does not.

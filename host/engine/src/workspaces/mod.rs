@@ -5,7 +5,7 @@
 //!   state/records/<id>.lock            held while a record changes: `lock`
 //!   state/records/<id>/disk.<n>        the root disk, raw
 //!   state/records/<id>/tree.<uuid>.tar saved trees; the row `baseline` names the first
-//!   state/records/<id>/secret.<name>   0600
+//!   state/records/<id>/secret.<uuid>   0600
 //!   run/<machine>/                     the VM process, when the record is started
 //! ```
 //!
@@ -20,6 +20,7 @@ mod failpoint;
 mod lifecycle;
 mod lock;
 mod recover;
+mod secrets;
 mod snapshots;
 mod store;
 
@@ -30,6 +31,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub use secrets::{NewSecret, SECRETS_PATH, SecretKind};
 pub use store::{CommandRow, NewCommand, RecordKind, RecordState, SecretRow, Seed, SnapshotRow};
 
 use store::{Record, Store, StoreError};
@@ -62,6 +64,8 @@ pub struct NewRecord {
     /// The tree that a workspace begins with: a tar, read from its first byte, and where it came from. None is an empty
     /// tree.
     pub seed: Option<(File, Seed)>,
+    /// What a workspace's processes may be given.
+    pub secrets: Vec<NewSecret>,
 }
 
 /// A change of what a record is called and how long it lives.

@@ -118,7 +118,7 @@ impl Workspaces {
             let name = entry.file_name();
             let known = record.disk.as_deref().is_some_and(|disk| name == OsStr::new(disk))
                 || snapshots.iter().any(|snapshot| name == OsStr::new(&snapshot.file))
-                || secrets.iter().any(|secret| name == OsStr::new(&format!("secret.{}", secret.name)));
+                || secrets.iter().any(|secret| name == OsStr::new(&secret.file));
             if !known && let Err(e) = fs::remove_file(entry.path()) {
                 tracing::warn!(file = %entry.path().display(), error = %e, "leftover file cannot be removed");
             }

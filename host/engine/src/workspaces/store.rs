@@ -69,6 +69,7 @@ CREATE TABLE secrets (
     record_id TEXT NOT NULL REFERENCES records(id) ON DELETE CASCADE,
     name TEXT NOT NULL,
     source_kind TEXT NOT NULL,
+    file TEXT NOT NULL,
     PRIMARY KEY (record_id, name)
 ) STRICT;
 ";
@@ -280,6 +281,8 @@ pub struct SecretRow {
     pub name: String,
     /// `literal` or `file`.
     pub source_kind: String,
+    /// File name of its value in the workspace's directory.
+    pub(crate) file: String,
 }
 
 /// What was kept of stdout and stderr.
@@ -584,12 +587,11 @@ impl Store {
     /// # Errors
     ///
     /// When the database fails, also when the record is gone.
-    #[allow(dead_code, reason = "secrets are set by nobody yet")]
     pub fn put_secret(&self, id: &str, secret: &SecretRow) -> Result<(), StoreError> {
         self.lock().execute(
-            "INSERT INTO secrets (record_id, name, source_kind) VALUES (?1, ?2, ?3)
-             ON CONFLICT (record_id, name) DO UPDATE SET source_kind = excluded.source_kind",
-            [id, &secret.name, &secret.source_kind],
+            "INSERT INTO secrets (record_id, name, source_kind, file) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (record_id, name) DO UPDATE SET source_kind = excluded.source_kind, file = excluded.file",
+            [id, &secret.name, &secret.source_kind, &secret.file],
         )?;
         Ok(())
     }
@@ -601,9 +603,10 @@ impl Store {
     /// When the database fails.
     pub fn secrets(&self, id: &str) -> Result<Vec<SecretRow>, StoreError> {
         let connection = self.lock();
-        let mut statement =
-            connection.prepare_cached("SELECT name, source_kind FROM secrets WHERE record_id = ?1 ORDER BY name")?;
-        let rows = statement.query_map([id], |row| Ok(SecretRow { name: row.get(0)?, source_kind: row.get(1)? }))?;
+        let mut statement = connection
+            .prepare_cached("SELECT name, source_kind, file FROM secrets WHERE record_id = ?1 ORDER BY name")?;
+        let rows = statement
+            .query_map([id], |row| Ok(SecretRow { name: row.get(0)?, source_kind: row.get(1)?, file: row.get(2)? }))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
@@ -612,7 +615,6 @@ impl Store {
     /// # Errors
     ///
     /// When the database fails.
-    #[allow(dead_code, reason = "secrets are set by nobody yet")]
     pub fn remove_secret(&self, id: &str, name: &str) -> Result<bool, StoreError> {
         let removed = self.lock().execute("DELETE FROM secrets WHERE record_id = ?1 AND name = ?2", [id, name])?;
         Ok(removed > 0)
@@ -776,7 +778,11 @@ mod tests {
             SnapshotRow { name: "s".to_owned(), file: "f".to_owned(), created_at: 1.0, entry_count: 2, bytes: 3 };
         store.add_snapshot("a", &snapshot).unwrap();
         assert!(matches!(store.add_snapshot("a", &snapshot), Err(StoreError::Exists { .. })));
-        store.put_secret("a", &SecretRow { name: "S".to_owned(), source_kind: "literal".to_owned() }).unwrap();
+        let secret = SecretRow { name: "S".to_owned(), source_kind: "literal".to_owned(), file: "s.1".to_owned() };
+        store.put_secret("a", &secret).unwrap();
+        let again = SecretRow { file: "s.2".to_owned(), ..secret };
+        store.put_secret("a", &again).unwrap();
+        assert_eq!(store.secrets("a").unwrap(), [again]);
         store.remove("a").unwrap();
         store.insert(&sample("a")).unwrap();
         assert_eq!(store.command_summary("a").unwrap(), (0, None));

@@ -120,6 +120,7 @@ pub fn new(kind: RecordKind) -> NewRecord {
         name: None,
         labels: Vec::new(),
         seed: None,
+        secrets: Vec::new(),
     }
 }
 
