@@ -47,6 +47,9 @@ pub struct EngineOptions {
     pub boot_limit: Duration,
     /// Whether the guest's kernel writes all its messages to the console, which slows the boot.
     pub verbose_console: bool,
+    /// A kernel for every machine instead of its environment's: an ELF or bzImage file; see
+    /// [`Environments::with_kernel`].
+    pub kernel: Option<PathBuf>,
 }
 
 impl EngineOptions {
@@ -69,6 +72,7 @@ impl EngineOptions {
             agent,
             boot_limit: Self::BOOT_LIMIT,
             verbose_console: false,
+            kernel: None,
         })
     }
 }
@@ -124,7 +128,10 @@ impl Engine {
             // Listing tools needs no machine; creating one will say it again.
             tracing::debug!(%error, "leftovers are not removed");
         }
-        let environments = Environments::new(&paths, options.agent);
+        let mut environments = Environments::new(&paths, options.agent);
+        if let Some(kernel) = &options.kernel {
+            environments = environments.with_kernel(kernel.clone());
+        }
         Ok(Self { inner: Arc::new(Inner { paths, options, environments }) })
     }
 

@@ -19,6 +19,8 @@ pub struct PyroConfig {
     pub paths: Option<Paths>,
     /// Which engine to use, over what a profile says.
     pub engine: Option<EngineChoice>,
+    /// A kernel for every microVM instead of its environment's: an ELF or bzImage file.
+    pub kernel: Option<PathBuf>,
     /// The `pyro` program, which is also the VM process; by default the running program. A program that uses this
     /// library must name it.
     pub program: Option<PathBuf>,
@@ -60,6 +62,7 @@ impl Pyro {
         if let Some(program) = config.program {
             options.vmm_program = program;
         }
+        options.kernel = config.kernel;
         if let Some(engine) = config.engine {
             options.engine = engine;
         }

@@ -121,16 +121,32 @@ impl Builder<'_> {
     pub(crate) fn kernel_slot(&self, definition: &Definition) -> Result<(Slot, String), EnvironmentError> {
         let revision = modules::REVISION.to_le_bytes();
         let Some(file) = &definition.kernel else {
-            let key = format!("{}-{}-amd64", definition.distribution.as_str(), definition.suite);
-            let recipe = digest_of(&[&revision, key.as_bytes(), bootstrap::KERNEL_PACKAGE.as_bytes()]);
-            return Ok((self.store.slot(KERNELS, &key), recipe));
+            return Ok(self.suite_kernel_slot(definition));
         };
         let meta = std::fs::metadata(file).map_err(|e| EnvironmentError::io("read", file, e))?;
         let modules = definition.modules.as_deref().unwrap_or(Path::new("")).as_os_str().as_encoded_bytes();
         let path = digest_of(&[file.as_os_str().as_encoded_bytes(), modules]);
         let identity = format!("{} {} {} {}", meta.len(), meta.ino(), meta.mtime(), meta.mtime_nsec());
-        let recipe = digest_of(&[&revision, path.as_bytes(), identity.as_bytes()]);
+        // Its modules may come from there.
+        let suite = match (&definition.modules, self.suite_kernel(definition)?) {
+            (None, Some(kernel)) => kernel.manifest.details.origin,
+            _ => String::new(),
+        };
+        let recipe = digest_of(&[&revision, path.as_bytes(), identity.as_bytes(), suite.as_bytes()]);
         Ok((self.store.slot(KERNELS, &format!("file-{}", path.get(..16).unwrap_or(&path))), recipe))
+    }
+
+    fn suite_kernel_slot(&self, definition: &Definition) -> (Slot, String) {
+        let revision = modules::REVISION.to_le_bytes();
+        let key = format!("{}-{}-amd64", definition.distribution.as_str(), definition.suite);
+        let recipe = digest_of(&[&revision, key.as_bytes(), bootstrap::KERNEL_PACKAGE.as_bytes()]);
+        (self.store.slot(KERNELS, &key), recipe)
+    }
+
+    /// Returns the distribution's own kernel, when it is installed.
+    fn suite_kernel(&self, definition: &Definition) -> Result<Option<Build<KernelDetails>>, EnvironmentError> {
+        let (slot, recipe) = self.suite_kernel_slot(definition);
+        self.good(&slot, &recipe, Look::Quick)
     }
 
     /// Returns the slot of the initramfs that belongs to a kernel and this agent, and its recipe.
@@ -342,15 +358,20 @@ impl Builder<'_> {
         }
         let elf = kernel::extract_elf(&image).map_err(|e| unusable(e.to_string()))?;
         write(&entry.join(VMLINUX), &elf)?;
-        // Without a directory of modules everything has to be built in.
-        let selected = match &definition.modules {
-            Some(dir) => {
+        let release = kernel::release(&elf);
+        let selected = match (&definition.modules, self.suite_kernel(definition)?) {
+            (Some(dir), _) => {
                 modules::select(&|visit| modules::walk_dir(dir, visit)).map_err(|e| unusable(e.to_string()))?
             }
-            None => Vec::new(),
+            // Another build of the distribution's kernel, or a copy of it.
+            (None, Some(suite)) if release.is_some() && suite.manifest.details.release == release => {
+                module_files(&suite)?
+            }
+            // Without modules everything has to be built in.
+            (None, _) => Vec::new(),
         };
         let modules = write_modules(entry, &selected)?;
-        Ok(KernelDetails { origin: file.display().to_string(), release: None, modules })
+        Ok(KernelDetails { origin: file.display().to_string(), release, modules })
     }
 
     fn ensure_initramfs(
@@ -367,17 +388,7 @@ impl Builder<'_> {
         let with = With::new(&report, &stop);
         self.build_once(&slot, &recipe, &what, look, &with, &|staging| {
             let entry = staging.entry();
-            let modules = kernel
-                .manifest
-                .details
-                .modules
-                .iter()
-                .map(|name| {
-                    let path = kernel.file(MODULES).join(name);
-                    let bytes = std::fs::read(&path).map_err(|e| EnvironmentError::io("read", &path, e))?;
-                    Ok((name.clone(), bytes))
-                })
-                .collect::<Result<Vec<_>, EnvironmentError>>()?;
+            let modules = module_files(kernel)?;
             let path = entry.join(INITRAMFS);
             File::create(&path)
                 .and_then(|file| initramfs::write(io::BufWriter::new(file), self.agent, &modules))
@@ -473,6 +484,21 @@ impl Progress for With<'_> {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), EnvironmentError> {
     std::fs::write(path, bytes).map_err(|e| EnvironmentError::io("write", path, e))
+}
+
+/// Reads the modules of an installed kernel, in loading order.
+fn module_files(kernel: &Build<KernelDetails>) -> Result<Vec<(String, Vec<u8>)>, EnvironmentError> {
+    kernel
+        .manifest
+        .details
+        .modules
+        .iter()
+        .map(|name| {
+            let path = kernel.file(MODULES).join(name);
+            let bytes = std::fs::read(&path).map_err(|e| EnvironmentError::io("read", &path, e))?;
+            Ok((name.clone(), bytes))
+        })
+        .collect()
 }
 
 fn write_modules(entry: &Path, modules: &[(String, Vec<u8>)]) -> Result<Vec<String>, EnvironmentError> {

@@ -97,6 +97,7 @@ impl Lab {
                 apt_dir: self.dir.join("no-apt"),
                 program,
                 check_space: false,
+                kernel: None,
             }),
         }
     }
@@ -495,6 +496,27 @@ fn a_kernel_of_the_users_own() {
     assert_eq!(error.code(), ErrorCode::EnvironmentBuildFailed);
     fs::remove_file(&kernel).unwrap();
     assert_eq!(environments.ensure("my:1", &NoProgress).unwrap_err().code(), ErrorCode::Io);
+}
+
+#[test]
+fn a_kernel_for_this_time_has_the_modules_of_its_release() {
+    let lab = Lab::new();
+    let own = lab.environments().ensure("debian:12", &NoProgress).unwrap();
+    let kernel = lab.dir.join("my-kernel");
+    let with = || lab.environments().with_kernel(kernel.clone()).ensure("debian:12", &NoProgress).unwrap();
+    fs::write(&kernel, kernel::tests::elf(5000)).unwrap();
+    let other = with();
+    assert_eq!((fs::metadata(&other.kernel).unwrap().len(), &other.rootfs), (5000, &own.rootfs));
+    assert_ne!(other.initramfs_sha256, own.initramfs_sha256);
+    // The stand-in's package is of this release.
+    let mut same = kernel::tests::elf(5000);
+    same.extend(b"Linux version 1-test (somebody)");
+    fs::write(&kernel, kernel::tests::bzimage(&kernel::tests::lz4(&same))).unwrap();
+    let same = with();
+    assert_eq!(same.initramfs_sha256, own.initramfs_sha256);
+    assert_ne!(same.kernel_sha256, own.kernel_sha256);
+    // Without the wish nothing has changed.
+    assert!(!lab.environments().ensure("debian:12", &NoProgress).unwrap().built);
 }
 
 #[test]

@@ -63,6 +63,23 @@ pub(crate) fn extract_elf(image: &[u8]) -> Result<Vec<u8>, KernelError> {
     if is_elf(&elf) { Ok(elf) } else { Err(KernelError::NotElf) }
 }
 
+/// Returns the release that a kernel calls itself (`uname -r`), when it says so where all kernels of this age do.
+pub(crate) fn release(elf: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    const LONGEST: usize = 64;
+    let mut rest = elf;
+    loop {
+        let at = rest.windows(BANNER.len()).position(|window| window == BANNER)? + BANNER.len();
+        rest = rest.get(at..)?;
+        let end = rest.iter().take(LONGEST + 1).position(|&byte| byte == b' ').unwrap_or(0);
+        let word = rest.get(..end)?;
+        // The same words are in a format string as well.
+        if word.first().is_some_and(u8::is_ascii_digit) {
+            return String::from_utf8(word.to_vec()).ok();
+        }
+    }
+}
+
 /// ELF64, little endian, x86-64.
 fn is_elf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF\x02\x01") && bytes.get(18..20) == Some(&[62, 0]) && bytes.len() >= 64
@@ -240,6 +257,13 @@ pub(crate) mod tests {
     fn an_elf_is_taken_as_it_is() {
         let elf = elf(100);
         assert_eq!(extract_elf(&elf).unwrap(), elf);
+    }
+
+    #[test]
+    fn a_kernel_says_its_release() {
+        assert_eq!(release(b"Linux version %s\0Linux version 6.1.0-56-cloud (x@y)").as_deref(), Some("6.1.0-56-cloud"));
+        assert_eq!(release(b"Linux version 6.1"), None);
+        assert_eq!(release(&elf(5000)), None);
     }
 
     #[test]

@@ -68,6 +68,8 @@ struct Inner {
     apt_dir: PathBuf,
     program: PathBuf,
     check_space: bool,
+    /// A kernel image for every environment.
+    kernel: Option<PathBuf>,
 }
 
 /// Whether [`Environments::pull`] takes what is installed for good.
@@ -175,8 +177,27 @@ impl Environments {
                 apt_dir: PathBuf::from("/etc/apt"),
                 program: PathBuf::from(bootstrap::PROGRAM),
                 check_space: true,
+                kernel: None,
             }),
         }
+    }
+
+    /// Makes a handle to the same environments with another kernel: an ELF or bzImage file. Its modules are the
+    /// distribution's when it is of the same release, and have to be built in otherwise. Touches no file.
+    #[must_use]
+    pub fn with_kernel(self, kernel: PathBuf) -> Self {
+        let Inner { store, user_catalogue, agent, apt_dir, program, check_space, .. } = &*self.inner;
+        let inner = Inner {
+            store: Store { root: store.root.clone() },
+            user_catalogue: user_catalogue.clone(),
+            agent: *agent,
+            agent_sha256: OnceLock::new(),
+            apt_dir: apt_dir.clone(),
+            program: program.clone(),
+            check_space: *check_space,
+            kernel: Some(kernel),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     fn builder(&self) -> Builder<'_> {
@@ -243,8 +264,12 @@ impl Environments {
 
     fn prepare(&self, name: &str, look: Look, progress: &dyn Progress) -> Result<Installed, EnvironmentError> {
         let catalogue = self.catalogue()?;
-        let definition = catalogue.get(name)?;
-        Ok(Installed::new(name, self.builder().ensure(definition, look, progress)?))
+        let mut definition = catalogue.get(name)?.clone();
+        if let Some(kernel) = &self.inner.kernel {
+            definition.kernel = Some(kernel.clone());
+            definition.modules = None;
+        }
+        Ok(Installed::new(name, self.builder().ensure(&definition, look, progress)?))
     }
 
     /// Removes what nobody needs: leftovers of interrupted builds, builds that are out of date, environments that the

@@ -70,6 +70,9 @@ struct Global {
     /// What runs the microVMs
     #[arg(long, global = true, env = "PYRO_ENGINE", value_name = "ENGINE", hide_env_values = true)]
     engine: Option<EngineArg>,
+    /// The kernel of the microVMs instead of their environment's, an ELF or bzImage file
+    #[arg(long, global = true, value_name = "FILE")]
+    kernel: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -142,7 +145,10 @@ fn dispatch(cli: Cli, printer: &Arc<Printer>) -> Result<u8, Failure> {
     };
     let failure_code = command.failure_code();
     let open = || -> Result<Context, Failure> {
-        let pyro = Pyro::open(PyroConfig { engine: global.engine.map(EngineChoice::from), ..PyroConfig::default() })?;
+        // The VM process works elsewhere, and the file's place is part of what its build is known by.
+        let kernel = global.kernel.map(|file| std::path::absolute(&file).unwrap_or(file));
+        let engine = global.engine.map(EngineChoice::from);
+        let pyro = Pyro::open(PyroConfig { engine, kernel, ..PyroConfig::default() })?;
         Ok(Context { pyro, printer: Arc::clone(printer) })
     };
     let run = |context: Context| match command {
