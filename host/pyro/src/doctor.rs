@@ -154,9 +154,9 @@ fn kvm() -> Check {
     // That it opens proves nothing: only a guest's own instructions tell whether it runs ours.
     let verdict = kvm_verdict();
     if verdict.usable {
-        Check::ok("kvm", format!("self-test passed: {}", verdict.reason))
+        Check::ok("kvm", format!("the self-test says: {}", verdict.reason))
     } else {
-        Check::new("kvm", Verdict::Warning, format!("self-test failed: {}", verdict.reason))
+        Check::new("kvm", Verdict::Warning, format!("the self-test says: {}", verdict.reason))
             .fix("nothing: microVMs run on the software engine, slower; `--engine kvm` uses KVM all the same")
     }
 }
