@@ -34,6 +34,8 @@ async fn a_workspace_lives_until_it_is_deleted() {
     assert!((info.record.expires_at - info.record.created_at - 600.0).abs() < 0.001);
     let machine = workspaces.machine(&id, Workspace).await.unwrap();
     assert_eq!(run(&machine, "pwd; ls -A | wc -l").await.unwrap(), "/workspace\n0\n");
+    // Its disk can be cut off at any moment.
+    assert_eq!(run(&machine, "ls /proc/fs/jbd2").await.unwrap(), "vda-8\n");
     run(&machine, "echo kept > note; echo elsewhere > /etc/mark; sync").await.unwrap();
 
     // Another process sees the same, and a record of the other kind is not there.
@@ -97,6 +99,8 @@ async fn a_workspace_lives_until_it_is_deleted() {
     workspaces.start(&id, Workspace, &NoProgress).await.unwrap();
     let machine = workspaces.machine(&id, Workspace).await.unwrap();
     assert_eq!(run(&machine, "cat note").await.unwrap(), "kept\nmore\n");
+    let log = run(&machine, "dmesg | grep EXT4-fs").await.unwrap();
+    assert!(log.contains("recovery complete") && !log.contains("error"), "{log}");
 
     let begun = Instant::now();
     other.delete(&id, Workspace).await.unwrap();

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BASELINE, NewRecord, NewSecret, RecordInfo, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces,
     failpoint::point,
+    journal,
     lock::RecordLock,
     none,
     secrets::check_all,
@@ -328,7 +329,13 @@ impl Workspaces {
     /// Makes a record's disk from the pristine environment.
     async fn make_disk(&self, record: &Record, installed: &Installed, name: &str) -> Result<(), EngineError> {
         let (installed, to) = (installed.clone(), self.record_dir(&record.id).join(name));
-        blocking("copy the root file system", move || Ok(installed.clone_rootfs(&to, 0)?)).await
+        blocking("copy the root file system", move || {
+            installed.clone_rootfs(&to, 0)?;
+            let disk = File::options().read(true).write(true).open(&to);
+            disk.and_then(|disk| journal::add(&disk))
+                .map_err(|e| EngineError::io(format_args!("prepare the disk `{}`", to.display()), &e))
+        })
+        .await
     }
 
     async fn boot(

@@ -17,6 +17,7 @@
 //! Deliberately absent: tools and their words. This is what happened and what is; `plugins/workspace` says it.
 
 mod failpoint;
+mod journal;
 mod lifecycle;
 mod lock;
 mod recover;
