@@ -18,4 +18,4 @@ pub use blob::{BlobReader, bytes, reader};
 pub use command::{Ran, ShellLine, check_command};
 pub use files::{Entry, Kind, MAX_TEXT, Write};
 pub use signatures::signatures;
-pub use workspace::{Guest, absent, invalid, open, path};
+pub use workspace::{Guest, WORKSPACE_RETURNING, absent, invalid, open, path};

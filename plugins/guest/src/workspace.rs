@@ -5,6 +5,10 @@ use pyro_plugin_sdk::vm::types::Machine;
 use pyro_plugin_sdk::vm::workspaces::{self, Workspace};
 use pyro_tree::workspace_path;
 
+/// The tools besides `workspace_create` that return a workspace, for groups that have something to add to it.
+pub const WORKSPACE_RETURNING: [&str; 5] =
+    ["workspace_update", "workspace_status", "workspace_start", "workspace_stop", "workspace_reset"];
+
 /// A workspace whose machine runs.
 pub struct Guest {
     workspace: Workspace,

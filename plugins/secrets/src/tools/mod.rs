@@ -1,0 +1,5 @@
+//! One file per tool.
+
+pub mod list;
+pub mod remove;
+pub mod set;
