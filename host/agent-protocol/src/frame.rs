@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::message::{ErrorReply, Exited, GoingDown, HelloReply, Open, OpenWire, Started};
+use crate::files::{FileChangeHead, FileEntry};
+use crate::message::{Done, ErrorReply, Exited, GoingDown, HelloReply, Open, OpenWire, Started};
+use crate::services::ServiceStatus;
+use crate::terminals::TerminalStatus;
 use crate::{DATA_CHUNK_BYTES, MAX_FRAME_BYTES};
 
 /// The length field.
@@ -15,6 +18,9 @@ mod kind {
     pub const STDIN: u8 = 0x02;
     pub const STDIN_EOF: u8 = 0x03;
     pub const SIGNAL: u8 = 0x04;
+    pub const DATA_IN: u8 = 0x05;
+    pub const DATA_IN_EOF: u8 = 0x06;
+    pub const CHANGE: u8 = 0x07;
     pub const HELLO_REPLY: u8 = 0x81;
     pub const ERROR: u8 = 0x82;
     pub const STARTED: u8 = 0x83;
@@ -23,6 +29,12 @@ mod kind {
     pub const EXITED: u8 = 0x86;
     pub const STDIN_CREDIT: u8 = 0x87;
     pub const GOING_DOWN: u8 = 0x88;
+    pub const DATA_OUT: u8 = 0x89;
+    pub const ENTRIES: u8 = 0x8a;
+    pub const TERMINAL: u8 = 0x8b;
+    pub const SERVICE: u8 = 0x8c;
+    pub const DONE: u8 = 0x8d;
+    pub const CONNECTED: u8 = 0x8e;
 }
 
 /// A frame from the host to the guest.
@@ -37,6 +49,12 @@ pub enum HostFrame {
     /// A signal, by name (`SIGINT`, `INT`), for the command's process group. `SIGKILL` ends the whole process tree.
     /// Check names with [`signal_number`](crate::signal_number); an agent that does not know one ends the exec with an error.
     Signal(String),
+    /// Bytes of what the operation takes in: an archive, a file's new content, what is typed.
+    Data(Vec<u8>),
+    /// The end of those bytes.
+    DataEof,
+    /// The next change of a set. When it has content, the content's bytes follow.
+    Change(FileChangeHead),
     /// A frame of a later version, to be ignored.
     Unknown(u8),
 }
@@ -60,6 +78,18 @@ pub enum GuestFrame {
     StdinCredit(u32),
     /// The guest is ending; the last frame.
     GoingDown(GoingDown),
+    /// Bytes of what the operation gives out: an archive, a file's content, a terminal's output.
+    Data(Vec<u8>),
+    /// Entries of the file system.
+    Entries(Vec<FileEntry>),
+    /// A terminal.
+    Terminal(Box<TerminalStatus>),
+    /// A service.
+    Service(Box<ServiceStatus>),
+    /// The operation has succeeded; the last frame.
+    Done(Done),
+    /// The connection is made; what follows in both directions are its raw bytes.
+    Connected,
     /// A frame of a later version, to be ignored.
     Unknown(u8),
 }
@@ -99,6 +129,9 @@ impl HostFrame {
             Self::Stdin(bytes) => encode_raw(kind::STDIN, bytes, out),
             Self::StdinEof => encode_raw(kind::STDIN_EOF, &[], out),
             Self::Signal(name) => encode_raw(kind::SIGNAL, name.as_bytes(), out),
+            Self::Data(bytes) => encode_raw(kind::DATA_IN, bytes, out),
+            Self::DataEof => encode_raw(kind::DATA_IN_EOF, &[], out),
+            Self::Change(change) => encode_json(kind::CHANGE, "change", change, out),
             Self::Unknown(kind) => encode_raw(*kind, &[], out),
         }
     }
@@ -116,6 +149,9 @@ impl HostFrame {
                 let name = std::str::from_utf8(payload).map_err(|_| malformed("signal", "name is not UTF-8"))?;
                 Self::Signal(name.to_owned())
             }
+            kind::DATA_IN => Self::Data(payload.to_vec()),
+            kind::DATA_IN_EOF => Self::DataEof,
+            kind::CHANGE => Self::Change(decode_json("change", payload)?),
             other => Self::Unknown(other),
         })
     }
@@ -136,6 +172,12 @@ impl GuestFrame {
             Self::Exited(exited) => encode_json(kind::EXITED, "exited", exited, out),
             Self::StdinCredit(bytes) => encode_raw(kind::STDIN_CREDIT, &bytes.to_le_bytes(), out),
             Self::GoingDown(down) => encode_json(kind::GOING_DOWN, "going down", down, out),
+            Self::Data(bytes) => encode_raw(kind::DATA_OUT, bytes, out),
+            Self::Entries(entries) => encode_json(kind::ENTRIES, "entries", entries, out),
+            Self::Terminal(terminal) => encode_json(kind::TERMINAL, "terminal", terminal, out),
+            Self::Service(service) => encode_json(kind::SERVICE, "service", service, out),
+            Self::Done(done) => encode_json(kind::DONE, "done", done, out),
+            Self::Connected => encode_raw(kind::CONNECTED, &[], out),
             Self::Unknown(kind) => encode_raw(*kind, &[], out),
         }
     }
@@ -154,6 +196,12 @@ impl GuestFrame {
                 Self::StdinCredit(u32::from_le_bytes(bytes))
             }
             kind::GOING_DOWN => Self::GoingDown(decode_json("going down", payload)?),
+            kind::DATA_OUT => Self::Data(payload.to_vec()),
+            kind::ENTRIES => Self::Entries(decode_json("entries", payload)?),
+            kind::TERMINAL => Self::Terminal(Box::new(decode_json("terminal", payload)?)),
+            kind::SERVICE => Self::Service(Box::new(decode_json("service", payload)?)),
+            kind::DONE => Self::Done(decode_json("done", payload)?),
+            kind::CONNECTED => Self::Connected,
             other => Self::Unknown(other),
         })
     }
@@ -172,6 +220,16 @@ pub fn encode_stdout(bytes: &[u8], out: &mut Vec<u8>) {
 /// Appends `bytes` to `out` as stderr frames of at most [`DATA_CHUNK_BYTES`]. No bytes, no frame.
 pub fn encode_stderr(bytes: &[u8], out: &mut Vec<u8>) {
     encode_data(kind::STDERR, bytes, out);
+}
+
+/// Appends `bytes` to `out` as a host's data frames of at most [`DATA_CHUNK_BYTES`]. No bytes, no frame.
+pub fn encode_host_data(bytes: &[u8], out: &mut Vec<u8>) {
+    encode_data(kind::DATA_IN, bytes, out);
+}
+
+/// Appends `bytes` to `out` as a guest's data frames of at most [`DATA_CHUNK_BYTES`]. No bytes, no frame.
+pub fn encode_guest_data(bytes: &[u8], out: &mut Vec<u8>) {
+    encode_data(kind::DATA_OUT, bytes, out);
 }
 
 /// Turns a byte stream into frames.
@@ -221,6 +279,12 @@ impl FrameDecoder {
     /// above 0 means that a frame was cut.
     pub fn pending_bytes(&self) -> usize {
         self.buffer.len().saturating_sub(self.start)
+    }
+
+    /// Returns the bytes that belong to no frame taken so far: what follows [`GuestFrame::Connected`], or the frame that
+    /// asked for it, is no frame.
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.buffer.split_off(self.start.min(self.buffer.len()))
     }
 
     fn next_with<F>(&mut self, decode: fn(u8, &[u8]) -> Result<F, FrameError>) -> Result<Option<F>, FrameError> {

@@ -4,13 +4,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::{FileApplyRequest, FileListRequest, FilePath, FileReadRequest};
+use crate::services::{
+    ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceStartRequest, ServiceStopRequest,
+    ServiceWaitRequest,
+};
+use crate::terminals::{
+    TerminalId, TerminalOpenRequest, TerminalReadRequest, TerminalResizeRequest, TerminalSignalRequest,
+};
+
 /// The error codes of [`ErrorReply::code`]. New ones may be added; treat an unknown one as [`INTERNAL`](codes::INTERNAL).
 pub mod codes {
     /// The request itself is wrong: a NUL byte, an empty program, a frame that does not fit.
     pub const INVALID_ARGUMENT: &str = "invalid_argument";
     /// The working directory does not exist or is not a directory.
     pub const INVALID_CWD: &str = "invalid_cwd";
-    /// The program, or the interpreter its first line names, does not exist.
+    /// The program, the interpreter its first line names, the file, the terminal or the service does not exist.
     pub const NOT_FOUND: &str = "not_found";
     /// The program may not be executed.
     pub const PERMISSION_DENIED: &str = "permission_denied";
@@ -22,6 +31,16 @@ pub mod codes {
     pub const UNSUPPORTED_PROTOCOL: &str = "unsupported_protocol";
     /// Too many operations at once.
     pub const LIMIT_EXCEEDED: &str = "limit_exceeded";
+    /// Something of that name is there already.
+    pub const ALREADY_EXISTS: &str = "already_exists";
+    /// What it is about has ended, or has not ended yet.
+    pub const INVALID_STATE: &str = "invalid_state";
+    /// The path leaves its root.
+    pub const DENIED: &str = "denied";
+    /// The guest's file system is full.
+    pub const DISK_FULL: &str = "disk_full";
+    /// The guest's file system refused something else.
+    pub const IO: &str = "io";
     /// The peer broke the framing or the order of frames.
     pub const PROTOCOL_VIOLATION: &str = "protocol_violation";
     /// The guest system refused something the agent needs, such as a pipe or a process.
@@ -44,66 +63,116 @@ impl Open {
     }
 }
 
-/// An operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
-    /// Asks for the guest's facts; may set its clock and feed its random generator.
-    Hello(HelloRequest),
-    /// Runs a command.
-    Exec(ExecRequest),
-    /// Ends the guest.
-    Shutdown(ShutdownRequest),
-    /// An operation this side does not know, by name. Answered with [`codes::UNSUPPORTED`].
-    Unsupported(String),
-}
-
-/// The JSON of an [`Open`]: the operation's name, and its arguments under a member of that name.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct OpenWire {
-    protocol: u32,
-    op: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    hello: Option<HelloRequest>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    exec: Option<ExecRequest>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    shutdown: Option<ShutdownRequest>,
-}
-
-impl From<&Open> for OpenWire {
-    fn from(open: &Open) -> Self {
-        let mut wire = Self { protocol: open.protocol, op: String::new(), hello: None, exec: None, shutdown: None };
-        match &open.op {
-            Op::Hello(hello) => {
-                wire.op = "hello".into();
-                wire.hello = Some(hello.clone());
-            }
-            Op::Exec(exec) => {
-                wire.op = "exec".into();
-                wire.exec = Some(exec.clone());
-            }
-            Op::Shutdown(shutdown) => {
-                wire.op = "shutdown".into();
-                wire.shutdown = Some(shutdown.clone());
-            }
-            Op::Unsupported(name) => wire.op.clone_from(name),
+/// Declares the operations: the enumeration, and the JSON of an [`Open`], which is the operation's name and its arguments
+/// under a member of that name. Arguments marked `optional` may be left out.
+macro_rules! operations {
+    ($($(#[$doc:meta])* $variant:ident($request:ty) = $name:ident $($optional:ident)?;)*) => {
+        /// An operation.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Op {
+            $($(#[$doc])* $variant($request),)*
+            /// An operation this side does not know, by name. Answered with [`codes::UNSUPPORTED`].
+            Unsupported(String),
         }
-        wire
-    }
+
+        #[derive(Default, Serialize, Deserialize)]
+        pub(crate) struct OpenWire {
+            protocol: u32,
+            op: String,
+            $(#[serde(default, skip_serializing_if = "Option::is_none")] $name: Option<$request>,)*
+        }
+
+        impl From<&Open> for OpenWire {
+            fn from(open: &Open) -> Self {
+                let mut wire = Self { protocol: open.protocol, ..Self::default() };
+                match &open.op {
+                    $(Op::$variant(request) => {
+                        wire.op = stringify!($name).to_owned();
+                        wire.$name = Some(request.clone());
+                    })*
+                    Op::Unsupported(name) => wire.op.clone_from(name),
+                }
+                wire
+            }
+        }
+
+        impl OpenWire {
+            /// Returns the typed form, or what is missing.
+            pub(crate) fn into_open(self) -> Result<Open, &'static str> {
+                let protocol = self.protocol;
+                $(if self.op == stringify!($name) {
+                    let request = operations!(@take self.$name, $name $($optional)?);
+                    return Ok(Open { protocol, op: Op::$variant(request) });
+                })*
+                Ok(Open { protocol, op: Op::Unsupported(self.op) })
+            }
+        }
+    };
+    (@take $member:expr, $name:ident optional) => { $member.unwrap_or_default() };
+    (@take $member:expr, $name:ident) => {
+        $member.ok_or(concat!("operation `", stringify!($name), "` without a member of that name"))?
+    };
 }
 
-impl OpenWire {
-    /// Returns the typed form, or what is missing.
-    pub(crate) fn into_open(self) -> Result<Open, &'static str> {
-        let op = match self.op.as_str() {
-            "hello" => Op::Hello(self.hello.unwrap_or_default()),
-            "exec" => Op::Exec(self.exec.ok_or("operation `exec` without member `exec`")?),
-            "shutdown" => Op::Shutdown(self.shutdown.unwrap_or_default()),
-            _ => Op::Unsupported(self.op),
-        };
-        Ok(Open { protocol: self.protocol, op })
-    }
+operations! {
+    /// Asks for the guest's facts; may set its clock and feed its random generator.
+    Hello(HelloRequest) = hello optional;
+    /// Runs a command.
+    Exec(ExecRequest) = exec;
+    /// Ends the guest.
+    Shutdown(ShutdownRequest) = shutdown optional;
+    /// Describes one entry; a symlink at the end of the path is not followed.
+    FileStat(FilePath) = file_stat;
+    /// Describes what is in a directory, sorted by path, depth first.
+    FileList(FileListRequest) = file_list;
+    /// Reads a part of a regular file.
+    FileRead(FileReadRequest) = file_read;
+    /// Makes a set of changes, all or none.
+    FileApply(FileApplyRequest) = file_apply;
+    /// Packs what is at the path into a tar.
+    FileArchive(FilePath) = file_archive;
+    /// Unpacks a tar over the directory at the path, all or nothing.
+    FileExtract(FilePath) = file_extract;
+    /// Starts a shell on a new pseudo-terminal.
+    TerminalOpen(TerminalOpenRequest) = terminal_open;
+    /// Describes every terminal.
+    TerminalList(NoArguments) = terminal_list optional;
+    /// Returns a part of a terminal's output.
+    TerminalRead(TerminalReadRequest) = terminal_read;
+    /// Types the data frames that follow into a terminal.
+    TerminalWrite(TerminalId) = terminal_write;
+    /// Changes a terminal's size.
+    TerminalResize(TerminalResizeRequest) = terminal_resize;
+    /// Signals a terminal's foreground job.
+    TerminalSignal(TerminalSignalRequest) = terminal_signal;
+    /// Ends a terminal and forgets it.
+    TerminalClose(TerminalId) = terminal_close;
+    /// Starts a service.
+    ServiceStart(ServiceStartRequest) = service_start;
+    /// Describes a service.
+    ServiceStatus(ServiceName) = service_status;
+    /// Describes every service, sorted by name.
+    ServiceList(NoArguments) = service_list optional;
+    /// Returns what was kept of a service's output.
+    ServiceLogs(ServiceName) = service_logs;
+    /// Ends a service.
+    ServiceStop(ServiceStopRequest) = service_stop;
+    /// Forgets a finished service.
+    ServiceRemove(ServiceName) = service_remove;
+    /// Adds to what is kept with a service.
+    ServiceAnnotate(ServiceAnnotateRequest) = service_annotate;
+    /// Waits for a service's end.
+    ServiceWait(ServiceWaitRequest) = service_wait;
+    /// Tries once whether something is ready.
+    ServiceProbe(ServiceProbeRequest) = service_probe;
+    /// Connects to a port of the guest's loopback; the connection then carries raw bytes.
+    TcpConnect(TcpConnectRequest) = tcp_connect;
 }
+
+/// The arguments of an operation that takes none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NoArguments {}
 
 /// The arguments of [`Op::Hello`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -273,4 +342,42 @@ pub struct ErrorReply {
 pub struct GoingDown {
     /// True when every process has ended, all data is written and the root file system is read-only.
     pub clean: bool,
+}
+
+/// The arguments of [`Op::TcpConnect`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpConnectRequest {
+    /// The port on 127.0.0.1.
+    pub port: u16,
+}
+
+/// An operation has succeeded; the last frame. Each operation sets what its description names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Done {
+    /// The size of the whole file that was read; the bytes of content that were unpacked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub bytes: u64,
+    /// The entries that were unpacked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub entries: u64,
+    /// Where the terminal's output that was sent begins, counted from its first byte.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub start: u64,
+    /// True when there are more entries than were sent, or older output was dropped.
+    #[serde(skip_serializing_if = "is_false")]
+    pub truncated: bool,
+    /// True when what was tried is ready.
+    #[serde(skip_serializing_if = "is_false")]
+    pub ready: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }

@@ -25,7 +25,103 @@ fn op() -> impl Strategy<Value = Op> {
         prop_oneof![Just(ShutdownMode::PowerOff), Just(ShutdownMode::Reboot)]
             .prop_map(|mode| Op::Shutdown(ShutdownRequest { mode })),
         "[a-z]{1,3}_later".prop_map(Op::Unsupported),
+        file_op(),
+        terminal_op(),
+        service_op(),
+        any::<u16>().prop_map(|port| Op::TcpConnect(TcpConnectRequest { port })),
     ]
+}
+
+fn file_op() -> impl Strategy<Value = Op> {
+    (text(), text(), any::<bool>(), any::<u32>(), any::<u64>(), any::<u64>(), 0..6).prop_map(
+        |(root, path, recursive, limit, offset, length, which)| match which {
+            0 => Op::FileStat(FilePath { root, path }),
+            1 => Op::FileList(FileListRequest { root, path, recursive, limit }),
+            2 => Op::FileRead(FileReadRequest { root, path, offset, length }),
+            3 => Op::FileApply(FileApplyRequest { root }),
+            4 => Op::FileArchive(FilePath { root, path }),
+            _ => Op::FileExtract(FilePath { root, path }),
+        },
+    )
+}
+
+fn terminal_op() -> impl Strategy<Value = Op> {
+    (text(), vec((text(), text()), 0..3), any::<(u32, u32, u64)>(), any::<Option<u32>>(), 0..7).prop_map(
+        |(id, env, (cols, rows, cursor), idle_ms, which)| match which {
+            0 => Op::TerminalOpen(TerminalOpenRequest { cwd: id, cols, rows, env }),
+            1 => Op::TerminalList(NoArguments {}),
+            2 => Op::TerminalRead(TerminalReadRequest { id, cursor, max: cols, idle_ms }),
+            3 => Op::TerminalWrite(TerminalId { id }),
+            4 => Op::TerminalResize(TerminalResizeRequest { id, cols, rows }),
+            5 => Op::TerminalSignal(TerminalSignalRequest { id, signal: "INT".to_owned() }),
+            _ => Op::TerminalClose(TerminalId { id }),
+        },
+    )
+}
+
+fn service_op() -> impl Strategy<Value = Op> {
+    (text(), program(), vec((text(), text()), 0..3), any::<u64>(), any::<(u32, u16)>(), 0..11).prop_map(
+        |(name, program, meta, log_limit_bytes, (time, port), which)| match which {
+            0 => Op::ServiceStart(ServiceStartRequest {
+                name,
+                program,
+                cwd: "/".to_owned(),
+                env: meta.clone(),
+                log_limit_bytes,
+                meta,
+            }),
+            1 => Op::ServiceStatus(ServiceName { name }),
+            2 => Op::ServiceList(NoArguments {}),
+            3 => Op::ServiceLogs(ServiceName { name }),
+            4 => Op::ServiceStop(ServiceStopRequest { name, grace_ms: time }),
+            5 => Op::ServiceRemove(ServiceName { name }),
+            6 => Op::ServiceAnnotate(ServiceAnnotateRequest { name, meta }),
+            7 => Op::ServiceWait(ServiceWaitRequest { name, max_ms: time }),
+            8 => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::File(name) }),
+            9 => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::Tcp(name, port) }),
+            _ => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::Http(name) }),
+        },
+    )
+}
+
+fn file_entry() -> impl Strategy<Value = FileEntry> {
+    (text(), 0..4, any::<(u64, u32, u64)>(), proptest::option::of(text())).prop_map(
+        |(path, kind, (size, mode, mtime_ms), link_target)| {
+            let kind = [FileKind::File, FileKind::Directory, FileKind::Symlink, FileKind::Other][kind as usize];
+            FileEntry { path, kind, size, mode, mtime_ms, link_target }
+        },
+    )
+}
+
+fn terminal() -> impl Strategy<Value = TerminalStatus> {
+    (text(), text(), any::<(u32, u32, bool, u64)>(), any::<(Option<u64>, Option<i32>)>()).prop_map(
+        |(id, cwd, (cols, rows, running, started_ms), (ended_ms, exit_code))| TerminalStatus {
+            id,
+            cwd,
+            cols,
+            rows,
+            running,
+            started_ms,
+            ended_ms,
+            exit_code,
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = ServiceStatus> {
+    let numbers = any::<(Option<u32>, bool, u64, Option<u64>, Option<i32>)>();
+    (text(), numbers, proptest::option::of(text()), vec((text(), text()), 0..3)).prop_map(
+        |(name, (pid, running, started_ms, ended_ms, exit_code), signal, meta)| ServiceStatus {
+            name,
+            pid,
+            running,
+            started_ms,
+            ended_ms,
+            exit_code,
+            signal,
+            meta,
+        },
+    )
 }
 
 fn host_frame() -> impl Strategy<Value = HostFrame> {
@@ -34,6 +130,11 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         vec(any::<u8>(), 0..2000).prop_map(HostFrame::Stdin),
         Just(HostFrame::StdinEof),
         text().prop_map(HostFrame::Signal),
+        vec(any::<u8>(), 0..2000).prop_map(HostFrame::Data),
+        Just(HostFrame::DataEof),
+        (text(), any::<Option<u64>>(), any::<Option<u32>>()).prop_map(|(path, content_bytes, mode)| {
+            HostFrame::Change(FileChangeHead { path, content_bytes, mode })
+        }),
         (0x20u8..0x80).prop_map(HostFrame::Unknown),
     ]
 }
@@ -63,6 +164,14 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
         ),
         any::<u32>().prop_map(GuestFrame::StdinCredit),
         any::<bool>().prop_map(|clean| GuestFrame::GoingDown(GoingDown { clean })),
+        vec(any::<u8>(), 0..2000).prop_map(GuestFrame::Data),
+        vec(file_entry(), 0..4).prop_map(GuestFrame::Entries),
+        terminal().prop_map(|terminal| GuestFrame::Terminal(Box::new(terminal))),
+        service().prop_map(|service| GuestFrame::Service(Box::new(service))),
+        any::<(u64, u64, u64, bool, bool)>().prop_map(|(bytes, entries, start, truncated, ready)| {
+            GuestFrame::Done(Done { bytes, entries, start, truncated, ready })
+        }),
+        Just(GuestFrame::Connected),
     ]
 }
 
@@ -188,6 +297,30 @@ fn the_wire_format_is_fixed() {
 }
 
 #[test]
+fn what_follows_a_frame_is_left_over() {
+    let mut bytes = Vec::new();
+    GuestFrame::Connected.encode(&mut bytes).unwrap();
+    bytes.extend_from_slice(b"HTTP/1.1");
+    let mut decoder = FrameDecoder::new();
+    decoder.push(&bytes);
+    assert_eq!(decoder.next_guest().unwrap(), Some(GuestFrame::Connected));
+    assert_eq!(decoder.into_rest(), b"HTTP/1.1");
+}
+
+#[test]
+fn an_operation_without_its_arguments_is_refused() {
+    for (op, is_refused) in [("file_stat", true), ("service_start", true), ("terminal_list", false), ("hello", false)] {
+        let json = format!(r#"{{"protocol":1,"op":"{op}"}}"#);
+        let mut bytes = (json.len() as u32 + 1).to_le_bytes().to_vec();
+        bytes.push(0x01);
+        bytes.extend_from_slice(json.as_bytes());
+        let mut decoder = FrameDecoder::new();
+        decoder.push(&bytes);
+        assert_eq!(decoder.next_host().is_err(), is_refused, "{op}");
+    }
+}
+
+#[test]
 fn unknown_members_and_operations_are_tolerated() {
     let json = br#"{"protocol":1,"op":"exec","new":1,"exec":{"program":{"shell":"ls"},"pty":{"rows":24}}}"#;
     let mut bytes = (json.len() as u32 + 1).to_le_bytes().to_vec();
@@ -196,12 +329,12 @@ fn unknown_members_and_operations_are_tolerated() {
     let frames = decode_in_pieces(&bytes, &[], FrameDecoder::next_host);
     assert_eq!(frames, [HostFrame::Open(Open::new(Op::Exec(ExecRequest::new(Program::Shell("ls".into())))))]);
 
-    let json = br#"{"protocol":9,"op":"files","files":{"read":"/etc/passwd"}}"#;
+    let json = br#"{"protocol":9,"op":"teleport","teleport":{"to":"/etc/passwd"}}"#;
     let mut bytes = (json.len() as u32 + 1).to_le_bytes().to_vec();
     bytes.push(0x01);
     bytes.extend_from_slice(json);
     let frames = decode_in_pieces(&bytes, &[], FrameDecoder::next_host);
-    assert_eq!(frames, [HostFrame::Open(Open { protocol: 9, op: Op::Unsupported("files".into()) })]);
+    assert_eq!(frames, [HostFrame::Open(Open { protocol: 9, op: Op::Unsupported("teleport".into()) })]);
 }
 
 #[test]

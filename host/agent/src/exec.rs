@@ -221,7 +221,7 @@ impl Exec {
             Kind::Stdin => self.stdin.iter_mut().for_each(|stdin| stdin.writable = true),
             Kind::MainProcess => self.may_have_ended = true,
             Kind::Cgroup => self.may_be_empty = true,
-            Kind::Listener | Kind::ChildSignal | Kind::Stream => {}
+            Kind::Listener | Kind::ChildSignal | Kind::Stream | Kind::Workers => {}
         }
     }
 

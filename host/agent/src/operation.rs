@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{GuestFrame, HostFrame, Op, Open, PROTOCOL, PROTOCOL_MIN, ShutdownMode, codes};
 
+use rustix::event::epoll;
+
 use crate::environment::error;
 use crate::exec::{Context, Exec};
 use crate::facts::{BootFacts, apply, hello};
 use crate::server::{Kind, Token};
 use crate::stream::Stream;
+use crate::worker::{Worker, Workers};
 
 /// How long a host may take to say what it wants.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +31,10 @@ enum State {
     Opening { until: Instant },
     /// A command runs.
     Exec(Box<Exec>),
+    /// A worker is to do it as soon as one is free.
+    Queued(Op),
+    /// A worker does it, and has the connection.
+    Working(Worker),
     /// The last frame is queued.
     Closing,
     /// The guest is to end; the stream belongs to whoever ends it.
@@ -38,6 +45,8 @@ enum State {
 pub struct Shared {
     /// For commands.
     pub context: Context,
+    /// For operations that block.
+    pub workers: Workers,
     /// A buffer for reads, of [`DATA_CHUNK_BYTES`](pyro_agent_protocol::DATA_CHUNK_BYTES).
     pub scratch: Vec<u8>,
     /// Since the boot.
@@ -101,6 +110,9 @@ impl Operation {
                 progress = true;
             }
         }
+        if matches!(self.state, State::Queued(_)) && shared.workers.has_room() {
+            self.start_worker(shared);
+        }
         if let State::Opening { until } = &self.state
             && *until <= now
         {
@@ -116,6 +128,8 @@ impl Operation {
     pub fn is_done(&self) -> bool {
         match (&self.state, &self.stream) {
             (State::Exec(_) | State::ShuttingDown(_), _) => false,
+            (State::Working(worker), _) => worker.is_done(),
+            (State::Queued(_), Some(stream)) => stream.gone || stream.hung_up,
             (_, None) => true,
             (State::Opening { .. }, Some(stream)) => stream.gone,
             (State::Closing, Some(stream)) => stream.gone || stream.is_flushed(),
@@ -140,7 +154,19 @@ impl Operation {
         match &self.state {
             State::Opening { until } => Some(*until),
             State::Exec(exec) => exec.wake_at(),
-            State::Closing | State::ShuttingDown(_) => None,
+            State::Queued(_) | State::Working(_) | State::Closing | State::ShuttingDown(_) => None,
+        }
+    }
+
+    /// True when a worker's end may be news to it.
+    pub fn awaits_worker(&self) -> bool {
+        matches!(self.state, State::Queued(_) | State::Working(_))
+    }
+
+    /// Ends its worker.
+    pub fn stop_worker(&self) {
+        if let State::Working(worker) = &self.state {
+            worker.stop();
         }
     }
 
@@ -149,7 +175,7 @@ impl Operation {
         let wanted = match &self.state {
             State::Opening { .. } => true,
             State::Exec(exec) => exec.has_room(),
-            State::Closing | State::ShuttingDown(_) => false,
+            State::Queued(_) | State::Working(_) | State::Closing | State::ShuttingDown(_) => false,
         };
         let Some(stream) = self.stream.as_mut().filter(|_| wanted) else {
             return false;
@@ -166,7 +192,7 @@ impl Operation {
                     break;
                 }
             }
-            if matches!(self.state, State::Closing | State::ShuttingDown(_)) {
+            if !matches!(self.state, State::Opening { .. } | State::Exec(_)) {
                 break;
             }
         }
@@ -232,8 +258,19 @@ impl Operation {
                     Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
                 },
                 Op::Shutdown(request) => (None, State::ShuttingDown(request.mode)),
+                Op::FileStat(_)
+                | Op::FileList(_)
+                | Op::FileRead(_)
+                | Op::FileApply(_)
+                | Op::FileArchive(_)
+                | Op::FileExtract(_)
+                | Op::ServiceProbe(_) => (None, State::Queued(open.op)),
                 Op::Unsupported(name) => {
                     let message = format!("this agent does not know operation {name:?}");
+                    (Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))), State::Closing)
+                }
+                _ => {
+                    let message = "this agent does not know the operation yet";
                     (Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))), State::Closing)
                 }
             }
@@ -261,6 +298,24 @@ impl Operation {
             }
         } else {
             self.state = State::Closing;
+        }
+    }
+
+    /// Hands the connection to a worker.
+    fn start_worker(&mut self, shared: &mut Shared) {
+        let State::Queued(op) = std::mem::replace(&mut self.state, State::Closing) else {
+            return;
+        };
+        let Some(stream) = self.stream.take() else {
+            return;
+        };
+        let (fd, decoder) = stream.into_parts();
+        // Its events are the worker's now. Nothing was sent yet, so nothing is left behind.
+        let _ = epoll::delete(&shared.context.epoll, &fd);
+        match shared.workers.start(op, fd, decoder) {
+            Ok(worker) => self.state = State::Working(worker),
+            // The connection went with the attempt; the host sees it close.
+            Err(_) => self.state = State::Closing,
         }
     }
 

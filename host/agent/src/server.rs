@@ -20,6 +20,7 @@ use crate::facts::BootFacts;
 use crate::operation::{Operation, Shared};
 use crate::spawn::Spawner;
 use crate::stream::Stream;
+use crate::worker::Workers;
 
 /// The most commands at once: enough for any caller, few enough that their buffers fit into a small guest.
 pub const MAX_EXECS: usize = 256;
@@ -95,6 +96,8 @@ pub enum Kind {
     Stderr = 6,
     /// A cgroup's event file.
     Cgroup = 7,
+    /// The descriptor that tells of ended workers.
+    Workers = 8,
 }
 
 /// Names a descriptor in the epoll set: its kind, its operation's slot, and which operation of that slot.
@@ -126,6 +129,7 @@ impl Token {
             5 => Kind::Stdout,
             6 => Kind::Stderr,
             7 => Kind::Cgroup,
+            8 => Kind::Workers,
             _ => return None,
         };
         let slot = u16::try_from((value >> 8) & 0xffff).ok()?;
@@ -178,10 +182,14 @@ impl Server {
         if let Some(fd) = &config.child_signal {
             add(fd.as_fd(), Kind::ChildSignal).map_err(system("watch for ended children"))?;
         }
+        let workers =
+            Workers::new().map_err(|source| ServerError::System { what: "make a descriptor for workers", source })?;
+        add(workers.ended(), Kind::Workers).map_err(system("watch for ended workers"))?;
         let owns_system = config.child_signal.is_some();
         let context = Context { spawner, cgroups: config.cgroups, epoll, null, default_cwd: config.default_cwd };
         let shared = Shared {
             context,
+            workers,
             scratch: vec![0; DATA_CHUNK_BYTES],
             boot: config.boot,
             owns_system,
@@ -218,6 +226,7 @@ impl Server {
                 let operation = self.slots.get_mut(usize::from(asked)).and_then(|slot| slot.operation.take());
                 let mode = operation.as_ref().and_then(Operation::shutdown).unwrap_or_default();
                 let stream = operation.and_then(Operation::into_stream);
+                self.stop_workers();
                 return Ok(ShutdownAsked { mode, stream, cgroups: self.shared.context.cgroups.take() });
             }
             if self.reap_due {
@@ -295,6 +304,10 @@ impl Server {
         match token.kind {
             Kind::Listener => self.accept_due = true,
             Kind::ChildSignal => self.reap_due = true,
+            Kind::Workers => {
+                self.shared.workers.clear_ended();
+                self.wake_those(Operation::awaits_worker);
+            }
             kind => {
                 let Some(slot) = self.slots.get_mut(usize::from(token.slot)) else {
                     return;
@@ -312,6 +325,24 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Makes every operation of this kind due.
+    fn wake_those(&mut self, which: fn(&Operation) -> bool) {
+        for index in 0..self.slots.len() {
+            let operation = self.slots.get(index).and_then(|slot| slot.operation.as_ref());
+            if operation.is_some_and(which)
+                && let Ok(index) = u16::try_from(index)
+            {
+                self.make_due(index);
+            }
+        }
+    }
+
+    /// Ends the workers, so that nobody writes to the disk any more.
+    fn stop_workers(&self) {
+        self.slots.iter().filter_map(|slot| slot.operation.as_ref()).for_each(Operation::stop_worker);
+        self.shared.workers.wait_for_all();
     }
 
     fn wake_expired(&mut self, now: Instant) {

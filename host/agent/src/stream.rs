@@ -50,6 +50,11 @@ impl Stream {
         self.fd.as_fd()
     }
 
+    /// Returns the socket, and what was read from it that belongs to no frame taken so far.
+    pub fn into_parts(self) -> (OwnedFd, FrameDecoder) {
+        (self.fd, self.decoder)
+    }
+
     /// Returns the next frame that was received completely.
     ///
     /// # Errors

@@ -325,9 +325,8 @@ impl ExecSession {
                     continue;
                 }
                 GuestFrame::Error(error) => return Err(self.refused(error)),
-                GuestFrame::HelloReply(_) | GuestFrame::GoingDown(_) | GuestFrame::Unknown(_) => {
-                    continue;
-                }
+                // Frames of other operations, and of later agents.
+                _ => continue,
             }));
         }
     }

@@ -83,6 +83,8 @@ pub fn mount_late() -> Result<(), FatalError> {
         }
     }
     make_dir("/run/lock", 0o1777);
+    // For values that only root may see and that no disk keeps.
+    make_dir("/run/pyro-secrets", 0o700);
     Ok(())
 }
 

@@ -128,7 +128,84 @@ impl Collected {
     }
 }
 
+/// Everything an operation other than a command sent.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub data: Vec<u8>,
+    pub entries: Vec<FileEntry>,
+    pub terminals: Vec<TerminalStatus>,
+    pub services: Vec<ServiceStatus>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub done: Option<Done>,
+    pub error: Option<ErrorReply>,
+}
+
+impl Answer {
+    /// Returns the last frame, which must be good.
+    pub fn done(&self) -> &Done {
+        self.done.as_ref().unwrap_or_else(|| panic!("not done: {:?}", self.error))
+    }
+
+    /// Returns the code of the error, which must have come instead.
+    pub fn code(&self) -> &str {
+        &self.error.as_ref().unwrap_or_else(|| panic!("no error: {self:?}")).code
+    }
+
+    /// Returns the one terminal, which must have come.
+    pub fn terminal(&self) -> &TerminalStatus {
+        self.terminals.first().unwrap_or_else(|| panic!("no terminal: {:?}", self.error))
+    }
+
+    /// Returns the one service, which must have come.
+    pub fn service(&self) -> &ServiceStatus {
+        self.services.first().unwrap_or_else(|| panic!("no service: {:?}", self.error))
+    }
+}
+
+impl Agent {
+    /// Does an operation that needs nothing but its request.
+    pub fn ask(&self, op: Op) -> Answer {
+        self.open(op).answer()
+    }
+
+    /// Does an operation that takes bytes in.
+    pub fn feed(&self, op: Op, bytes: &[u8]) -> Answer {
+        let mut host = self.open(op);
+        host.send_data(bytes);
+        host.answer()
+    }
+}
+
 impl Host {
+    /// Sends bytes and their end. An agent that refused may have closed before it took them.
+    pub fn send_data(&mut self, bytes: &[u8]) {
+        let mut frames = Vec::new();
+        encode_host_data(bytes, &mut frames);
+        HostFrame::DataEof.encode(&mut frames).unwrap();
+        let _ = self.stream.write_all(&frames);
+    }
+
+    /// Reads until the last frame of an operation that is no command.
+    pub fn answer(&mut self) -> Answer {
+        let mut all = Answer::default();
+        while let Some(frame) = self.next() {
+            assert!(all.done.is_none() && all.error.is_none(), "a frame after the last: {frame:?}");
+            match frame {
+                GuestFrame::Data(bytes) => all.data.extend(bytes),
+                GuestFrame::Entries(entries) => all.entries.extend(entries),
+                GuestFrame::Terminal(terminal) => all.terminals.push(*terminal),
+                GuestFrame::Service(service) => all.services.push(*service),
+                GuestFrame::Stdout(bytes) => all.stdout.extend(bytes),
+                GuestFrame::Stderr(bytes) => all.stderr.extend(bytes),
+                GuestFrame::Done(done) => all.done = Some(done),
+                GuestFrame::Error(error) => all.error = Some(error),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+        all
+    }
+
     /// Sends a frame.
     pub fn send(&mut self, frame: &HostFrame) {
         let mut bytes = Vec::new();
