@@ -3,42 +3,27 @@
 //! Paths are absolute guest paths. `root` confines a path and every symlink on the way to it: what leads out of it is
 //! `denied`.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use pyro_agent_protocol::{
+    FileApplyRequest, FileChangeHead, FileListRequest, FilePath, FileReadRequest, GuestFrame, HostFrame, Op,
+};
+pub use pyro_agent_protocol::{FileEntry, FileKind};
 
-use super::unsupported;
-use crate::{error::EngineError, machine::Machine};
+use super::call::{Call, TRANSFER_SIZE};
+use crate::{
+    error::{EngineError, ErrorCode},
+    machine::Machine,
+};
 
-/// What an entry of the file system is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// A device, a socket or a pipe.
-    Other,
-}
-
-/// An entry of the file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileEntry {
-    /// Absolute path in the guest.
-    pub path: String,
-    /// What it is.
-    pub kind: FileKind,
-    /// Bytes of a file or of a symlink's target; 0 for the others.
-    pub size: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// Unix milliseconds of the last change of its content.
-    pub mtime_ms: u64,
-    /// Where a symlink points.
-    pub link_target: Option<String>,
-}
+/// Bytes of an archive collected before they are written to the host's disk.
+const WRITE_SIZE: usize = 1024 * 1024;
 
 /// Bytes on their way into a guest.
 #[derive(Debug, Clone)]
@@ -73,8 +58,13 @@ impl Machine {
     /// # Errors
     /// `not_found`, `denied` when the path leaves `root`, `invalid_argument`, and what any operation may fail with.
     pub async fn file_stat(&self, root: &str, path: &str) -> Result<FileEntry, EngineError> {
-        let _ = (root, path);
-        Err(unsupported())
+        let mut call = Call::look(self, Op::FileStat(at(root, path))).await?;
+        match call.next().await? {
+            GuestFrame::Entries(mut entries) if entries.len() == 1 => {
+                entries.pop().ok_or_else(|| call.broken("no entry"))
+            }
+            other => Err(call.unexpected(&other)),
+        }
     }
 
     /// Returns what is in the directory at `path`, sorted by path, depth first; of a file, the file itself. Symlinks are
@@ -89,8 +79,22 @@ impl Machine {
         recursive: bool,
         limit: u32,
     ) -> Result<(Vec<FileEntry>, bool), EngineError> {
-        let _ = (root, path, recursive, limit);
-        Err(unsupported())
+        let FilePath { root, path } = at(root, path);
+        let request = FileListRequest { root, path, recursive, limit };
+        let mut call = Call::look(self, Op::FileList(request)).await?;
+        let mut all = Vec::new();
+        loop {
+            match call.next().await? {
+                GuestFrame::Entries(entries) => {
+                    all.extend(entries);
+                    if all.len() > usize::try_from(limit).unwrap_or(usize::MAX) {
+                        return Err(call.broken("more entries than asked for"));
+                    }
+                }
+                GuestFrame::Done(done) => return Ok((all, done.truncated)),
+                other => return Err(call.unexpected(&other)),
+            }
+        }
     }
 
     /// Returns at most `length` bytes of a regular file from `offset` on, and the size of the whole file.
@@ -104,8 +108,22 @@ impl Machine {
         offset: u64,
         length: u64,
     ) -> Result<(Vec<u8>, u64), EngineError> {
-        let _ = (root, path, offset, length);
-        Err(unsupported())
+        let FilePath { root, path } = at(root, path);
+        let request = FileReadRequest { root, path, offset, length };
+        let mut call = Call::look(self, Op::FileRead(request)).await?;
+        let mut all = Vec::new();
+        loop {
+            match call.next().await? {
+                GuestFrame::Data(bytes) => {
+                    all.extend_from_slice(&bytes);
+                    if all.len() as u64 > length {
+                        return Err(call.broken("more bytes than asked for"));
+                    }
+                }
+                GuestFrame::Done(done) => return Ok((all, done.bytes)),
+                other => return Err(call.unexpected(&other)),
+            }
+        }
     }
 
     /// Makes all changes or, when one fails, none. Missing directories are made.
@@ -113,8 +131,32 @@ impl Machine {
     /// # Errors
     /// As [`Self::file_stat`]; `disk_full`, and `outcome_unknown` when the connection was lost at the end.
     pub async fn file_apply(&self, root: &str, changes: Vec<FileChange>) -> Result<(), EngineError> {
-        let _ = (root, changes);
-        Err(unsupported())
+        let request = FileApplyRequest { root: root.to_owned() };
+        let mut call = Call::look(self, Op::FileApply(request)).await?;
+        for change in changes {
+            let content_bytes = change.content.as_ref().map(Content::length);
+            let head = FileChangeHead { path: change.path, content_bytes, mode: change.mode };
+            if !call.send(&HostFrame::Change(head)).await? {
+                break;
+            }
+            let taken = match change.content {
+                None => true,
+                Some(Content::Bytes(bytes)) => call.send_data(&bytes).await,
+                Some(Content::File { file, offset, length }) => {
+                    let sent = send_file(&call, file, offset, Some(length)).await?;
+                    if sent.is_some_and(|sent| sent < length) {
+                        let message = format!("a file that was to be sent has {length} bytes no more");
+                        return Err(EngineError::new(ErrorCode::Io, message));
+                    }
+                    sent.is_some()
+                }
+            };
+            if !taken {
+                break;
+            }
+        }
+        call.send_eof().await?;
+        call.done().await.map(drop)
     }
 
     /// Writes a tar of what is at `path` to `into`, where its cursor is, and returns the number of bytes. Names are relative
@@ -123,8 +165,30 @@ impl Machine {
     /// # Errors
     /// As [`Self::file_stat`]; `disk_full` when the host's disk is full. `into` then holds a part.
     pub async fn archive(&self, root: &str, path: &str, into: File) -> Result<u64, EngineError> {
-        let _ = (root, path, into);
-        Err(unsupported())
+        let mut call = Call::look(self, Op::FileArchive(at(root, path))).await?;
+        let into = Arc::new(into);
+        let (mut held, mut total) = (Vec::with_capacity(WRITE_SIZE), 0);
+        loop {
+            let frame = call.next().await?;
+            let ended = match &frame {
+                GuestFrame::Data(bytes) => {
+                    held.extend_from_slice(bytes);
+                    false
+                }
+                GuestFrame::Done(_) => true,
+                other => return Err(call.unexpected(other)),
+            };
+            if held.len() >= WRITE_SIZE || ended {
+                total += held.len() as u64;
+                let file = Arc::clone(&into);
+                let written = blocking(move || (&*file).write_all(&held).map(|()| held)).await;
+                held = written.map_err(|e| EngineError::io("write an archive of the guest", &e))?;
+                held.clear();
+            }
+            if ended {
+                return Ok(total);
+            }
+        }
     }
 
     /// Unpacks a tar, read from the start of `tar`, over the directory `path`, which is made if missing: adds and replaces,
@@ -134,7 +198,73 @@ impl Machine {
     /// `invalid_argument` for an archive that cannot be read, or that has absolute names, `..`, hard links or devices, or
     /// that puts a file where a directory is; `denied` when an entry lies behind a symlink; else as [`Self::file_apply`].
     pub async fn extract(&self, root: &str, path: &str, tar: File) -> Result<(u64, u64), EngineError> {
-        let _ = (root, path, tar);
-        Err(unsupported())
+        let mut call = Call::look(self, Op::FileExtract(at(root, path))).await?;
+        send_file(&call, Arc::new(tar), 0, None).await?;
+        call.send_eof().await?;
+        let done = call.done().await?;
+        Ok((done.entries, done.bytes))
+    }
+}
+
+impl Content {
+    /// Returns how many bytes it has.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { length, .. } => *length,
+        }
+    }
+}
+
+fn at(root: &str, path: &str) -> FilePath {
+    FilePath { root: root.to_owned(), path: path.to_owned() }
+}
+
+/// Sends a part of a file, to its end without a length. Returns how many bytes went out, or `None` when the guest takes no
+/// more.
+async fn send_file(
+    call: &Call,
+    file: Arc<File>,
+    mut offset: u64,
+    length: Option<u64>,
+) -> Result<Option<u64>, EngineError> {
+    let mut sent = 0;
+    let mut buffer = Vec::new();
+    loop {
+        let left = length.map_or(u64::MAX, |length| length.saturating_sub(sent));
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(TRANSFER_SIZE);
+        if want == 0 {
+            return Ok(Some(sent));
+        }
+        let from = Arc::clone(&file);
+        let read = blocking(move || {
+            buffer.resize(want, 0);
+            let count = loop {
+                match from.read_at(&mut buffer, offset) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    other => break other?,
+                }
+            };
+            buffer.truncate(count);
+            Ok(buffer)
+        })
+        .await;
+        buffer = read.map_err(|e| EngineError::io("read what is sent to the guest", &e))?;
+        if buffer.is_empty() {
+            return Ok(Some(sent));
+        }
+        if !call.send_data(&buffer).await {
+            return Ok(None);
+        }
+        sent += buffer.len() as u64;
+        offset += buffer.len() as u64;
+    }
+}
+
+/// Runs what blocks on a disk away from the runtime's own threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::other("the runtime is ending")),
     }
 }

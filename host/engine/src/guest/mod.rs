@@ -3,8 +3,9 @@
 //! One operation is one connection. The request is sent once. Dropping an operation's future closes its connection, and
 //! the agent then gives the operation up; a change that was not complete by then is not made.
 
+mod call;
 mod files;
-mod ports;
+pub(crate) mod ports;
 mod services;
 mod terminals;
 
