@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{EngineError, ErrorCode},
-    spec::{BootTimings, MachineInfo, Statistics},
+    spec::{BootTimings, MachineInfo, PublishedPort, Statistics},
 };
 
 /// Longest request line in bytes, newline included. Requests are a handful of fields.
@@ -44,6 +44,22 @@ pub(crate) enum Request {
         /// Unix seconds.
         expires_at: f64,
     },
+    /// Listen on 127.0.0.1 for connections to a port of the guest's loopback.
+    Publish {
+        /// The guest's port.
+        guest_port: u16,
+        /// The host's port; without one, any that is free.
+        host_port: Option<u16>,
+        /// Whose it is.
+        owner: Option<String>,
+    },
+    /// Take a published port back, and cut its connections.
+    Unpublish {
+        /// The host's port.
+        host_port: u16,
+    },
+    /// List the published ports.
+    Published,
 }
 
 /// The answer to a request.
@@ -68,6 +84,9 @@ pub(crate) struct OkBody {
     /// Answer to `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<Statistics>,
+    /// Answer to `publish` and `published`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
 }
 
 /// Something that happened to a machine.

@@ -37,6 +37,6 @@ pub use machine::Machine;
 pub use paths::Paths;
 pub use progress::{NoProgress, Progress};
 pub use spec::{
-    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineSpec, MachineState, Statistics,
-    TTL_SECONDS, VCPU_COUNT,
+    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineSpec, MachineState, PublishedPort,
+    Statistics, TTL_SECONDS, VCPU_COUNT,
 };

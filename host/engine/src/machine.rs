@@ -16,7 +16,7 @@ use crate::{
     error::{EngineError, ErrorCode},
     exec::{ExecRequest, ExecSession, read_reply},
     run_dir,
-    spec::{BootTimings, MachineInfo},
+    spec::{BootTimings, MachineInfo, PublishedPort},
 };
 
 /// How long the reason of a lost connection is waited for. The VM process tells it as soon as the engine's process is
@@ -132,6 +132,42 @@ impl Machine {
     /// `machine_died` or `expired` when the machine is gone.
     pub async fn set_expiry(&self, expires_at: f64) -> Result<(), EngineError> {
         self.request(&Request::Extend { expires_at }).await.map(drop)
+    }
+
+    /// Makes the VM process listen on 127.0.0.1 and pass connections on to `guest_port` of the guest's loopback. Without
+    /// `host_port` the kernel picks one. `owner` is kept with it. It ends with the machine, or with
+    /// [`Self::unpublish`].
+    ///
+    /// # Errors
+    /// `invalid_argument`, `already_exists` when the host's port is taken, `denied` for a privileged port,
+    /// `limit_exceeded`, `machine_died` or `expired` when the machine is gone.
+    pub async fn publish(
+        &self,
+        guest_port: u16,
+        host_port: Option<u16>,
+        owner: Option<String>,
+    ) -> Result<PublishedPort, EngineError> {
+        let body = self.request(&Request::Publish { guest_port, host_port, owner }).await?;
+        body.ports
+            .into_iter()
+            .next()
+            .ok_or_else(|| EngineError::new(ErrorCode::Internal, "the VM process did not say which port it published"))
+    }
+
+    /// Stops listening on a published port of the host and cuts its connections.
+    ///
+    /// # Errors
+    /// `not_found`, and `machine_died` or `expired` when the machine is gone.
+    pub async fn unpublish(&self, host_port: u16) -> Result<(), EngineError> {
+        self.request(&Request::Unpublish { host_port }).await.map(drop)
+    }
+
+    /// Returns the published ports, the oldest first.
+    ///
+    /// # Errors
+    /// `machine_died` or `expired` when the machine is gone.
+    pub async fn published(&self) -> Result<Vec<PublishedPort>, EngineError> {
+        Ok(self.request(&Request::Published).await?.ports)
     }
 
     /// Returns what is known about the machine now.

@@ -151,6 +151,19 @@ pub struct MachineInfo {
     pub execution_mode: ExecutionMode,
 }
 
+/// A port of the host that leads to a port of a guest's loopback.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// The guest's port.
+    pub guest_port: u16,
+    /// The host's address: `127.0.0.1`.
+    pub host: String,
+    /// The host's port.
+    pub host_port: u16,
+    /// Whose it is, for whoever asks.
+    pub owner: Option<String>,
+}
+
 /// What a machine costs the host.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Statistics {

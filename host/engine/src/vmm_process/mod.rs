@@ -22,6 +22,7 @@ mod backend;
 mod config;
 mod console;
 mod kvm;
+mod ports;
 mod qemu;
 mod ready;
 mod server;

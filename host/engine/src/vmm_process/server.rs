@@ -20,13 +20,14 @@ use super::{
     MachineConfig,
     backend::{self, Backend, VmExit},
     console::Console,
+    ports::Ports,
     ready::{Handshake, Ready},
     remove,
 };
 use crate::{
     control::{Event, LineBuffer, MAX_REQUEST, OkBody, Reply, Request, line, parse_request},
     error::{EngineError, ErrorCode},
-    spec::{BootTimings, Lifetime, MachineState},
+    spec::{BootTimings, Lifetime, MachineState, PublishedPort},
 };
 
 /// Clients that have connected and not sent their line yet. More wait in the socket's queue.
@@ -46,6 +47,7 @@ pub(crate) struct Server {
     listener: UnixListener,
     signals: OwnedFd,
     vm: Box<dyn Backend>,
+    ports: Ports,
     console: Console,
     handshake: Option<Handshake>,
     /// The channel to the maker, while it is open.
@@ -91,6 +93,7 @@ enum Source {
     Vm,
     Signals,
     Listener,
+    Ports,
     Handshake,
     Maker,
     Pending(usize),
@@ -125,6 +128,7 @@ impl Server {
             listener,
             signals,
             vm,
+            ports: Ports::new().map_err(|e| failed(&e))?,
             handshake: Some(handshake),
             maker: Some(maker),
             pending: Vec::new(),
@@ -194,6 +198,10 @@ impl Server {
                     self.accept();
                     None
                 }
+                Source::Ports => {
+                    self.ports.accept(&self.vm.vsock());
+                    None
+                }
             };
             end = end.or(this);
         }
@@ -229,6 +237,7 @@ impl Server {
         for (at, watcher) in self.watchers.iter().enumerate() {
             polled.extend(watcher.iter().map(|watcher| (Source::Watcher(at), watcher.stream.as_fd())));
         }
+        polled.extend(self.ports.descriptors().map(|fd| (Source::Ports, fd)));
         // Clients beyond the limit wait in the socket's queue.
         if self.pending.len() < MAX_PENDING {
             polled.push((Source::Listener, self.listener.as_fd()));
@@ -296,6 +305,7 @@ impl Server {
                     machine: Some(self.config.describe(self.state)),
                     timings: Some(self.timings),
                     statistics: Some(self.vm.statistics()),
+                    ports: Vec::new(),
                 };
                 answer(&stream, &Reply::Ok(body));
             }
@@ -304,6 +314,12 @@ impl Server {
             Request::Kill => self.killers.push(stream),
             Request::Pause => answer(&stream, &self.vm.pause().into()),
             Request::Resume => answer(&stream, &self.vm.resume().into()),
+            Request::Publish { guest_port, host_port, owner } => {
+                let published = self.ports.publish(guest_port, host_port, owner);
+                answer(&stream, &published.map_or_else(Reply::Error, |port| ports(vec![port])));
+            }
+            Request::Unpublish { host_port } => answer(&stream, &self.ports.unpublish(host_port).into()),
+            Request::Published => answer(&stream, &ports(self.ports.list())),
             Request::Extend { expires_at } => {
                 if expires_at.is_finite() {
                     self.config.expires_at = expires_at;
@@ -467,6 +483,10 @@ impl From<Result<(), EngineError>> for Reply {
             Err(error) => Reply::Error(error),
         }
     }
+}
+
+fn ports(ports: Vec<PublishedPort>) -> Reply {
+    Reply::Ok(OkBody { ports, ..OkBody::default() })
 }
 
 /// Sends a line. A reply fits into an empty socket's buffer; a client that does not take it has gone.

@@ -32,8 +32,8 @@ use crate::{
     spec::{ExecutionMode, Lifetime, MachineSpec},
 };
 
-/// How long a guest may take to shut down by itself.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(8);
+/// How long a guest may take to end its processes and write its data.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 /// A tar of nothing: two blocks of zeros.
 const EMPTY_TAR: [u8; 1024] = [0; 1024];
 
