@@ -8,6 +8,10 @@ use serde::Serialize;
 
 use crate::notes::Notes;
 
+/// What a person sees of one.
+pub const FIELDS: [&str; 9] =
+    ["service_name", "state", "command", "cwd", "started_at", "ready_at", "ended_at", "exit_code", "stop_reason"];
+
 /// A service.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Service {

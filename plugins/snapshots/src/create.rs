@@ -1,7 +1,7 @@
 //! `snapshot_create`.
 
 use pyro_plugin_guest::{Guest, invalid, name};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::shape::{BASELINE, Snapshot, failed};
@@ -36,6 +36,9 @@ impl Tool for SnapshotCreate {
         Some(Cli {
             path: vec!["workspace", "snapshot", "create"],
             positionals: vec!["workspace_id", "snapshot_name"],
+            human: Some(Human::summary(
+                "snapshot {snapshot.snapshot_name}: {snapshot.entry_count} entries, {snapshot.bytes_written} bytes",
+            )),
             ..Cli::default()
         })
     }

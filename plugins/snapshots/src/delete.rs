@@ -1,7 +1,7 @@
 //! `snapshot_delete`.
 
 use pyro_plugin_guest::{invalid, name, open};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::shape::{BASELINE, failed};
@@ -36,6 +36,7 @@ impl Tool for SnapshotDelete {
         Some(Cli {
             path: vec!["workspace", "snapshot", "delete"],
             positionals: vec!["workspace_id", "snapshot_name"],
+            human: Some(Human::summary("snapshot {snapshot_name} is deleted")),
             ..Cli::default()
         })
     }

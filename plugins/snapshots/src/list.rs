@@ -1,7 +1,7 @@
 //! `snapshot_list`.
 
 use pyro_plugin_guest::{OneWorkspace, open};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Serialize;
 
 use crate::shape::Snapshot;
@@ -25,7 +25,15 @@ impl Tool for SnapshotList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "snapshot", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "snapshot", "list"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human::table(
+                "snapshots",
+                &["snapshot_name", "kind", "created_at", "entry_count", "bytes_written"],
+            )),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {

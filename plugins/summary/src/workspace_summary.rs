@@ -3,7 +3,7 @@
 use pyro_plugin_guest::{Guest, open, reader};
 use pyro_plugin_sdk::vm::workspaces::CommandRecord;
 use pyro_plugin_sdk::vm::{services, terminals};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Table, Tool, ToolError};
 use pyro_tree::{DiffLimits, Tree, TreeDiff, TreeLimits, WORKSPACE, compare};
 use serde::{Deserialize, Serialize};
 
@@ -92,7 +92,28 @@ impl Tool for WorkspaceSummary {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "summary"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "summary"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human {
+                table: Some(Table {
+                    rows: "commands",
+                    columns: vec!["sequence", "exit_code", "duration_ms", "command"],
+                }),
+                fields: vec![
+                    "workspace_id",
+                    "state",
+                    "expires_at",
+                    "command_count",
+                    "reset_count",
+                    "changes.total",
+                    "changes.paths",
+                    "snapshots",
+                ],
+                ..Human::default()
+            }),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {

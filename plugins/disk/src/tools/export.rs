@@ -1,7 +1,7 @@
 //! `workspace_disk_export`.
 
 use pyro_plugin_sdk::vm::host_files;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 /// Bytes the host copies at a time; between two pieces the caller hears of progress.
@@ -36,7 +36,13 @@ impl Tool for DiskExport {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "disk", "export"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "disk", "export"],
+            positionals: vec!["workspace_id"],
+            flags: vec![Flag::plain("output", "output_path").value_name("PATH")],
+            human: Some(Human::summary("{disk_format}: {bytes_written} bytes copied to {output_path}")),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {

@@ -1,7 +1,7 @@
 //! `workspace_disk_list`.
 
 use pyro_plugin_guest::{Artifact, workspace_root};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::image::Listed;
@@ -56,6 +56,7 @@ impl Tool for DiskList {
         Some(Cli {
             path: vec!["workspace", "disk", "list"],
             positionals: vec!["workspace_id", "path"],
+            human: Some(Human::table("entries", &["artifact_type", "size_bytes", "path", "link_target"])),
             ..Cli::default()
         })
     }

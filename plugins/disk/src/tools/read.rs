@@ -1,6 +1,6 @@
 //! `workspace_disk_read`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -46,6 +46,12 @@ impl Tool for DiskRead {
         Some(Cli {
             path: vec!["workspace", "disk", "read"],
             positionals: vec!["workspace_id", "path"],
+            human: Some(Human {
+                text: Some("content"),
+                summary: Some("{path}: {size_bytes} bytes, truncated: {truncated}"),
+                content_only: true,
+                ..Human::default()
+            }),
             ..Cli::default()
         })
     }

@@ -1,6 +1,6 @@
 //! `workspace_file_edit`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::exact_edit::{EditError, replace};
@@ -47,6 +47,13 @@ impl Tool for FileEdit {
         Some(Cli {
             path: vec!["workspace", "file", "edit"],
             positionals: vec!["workspace_id", "path"],
+            flags: vec![
+                Flag::plain("old-text", "old_text"),
+                Flag::file("old-text-file", "old_text").help("A host file that holds it"),
+                Flag::plain("new-text", "new_text"),
+                Flag::file("new-text-file", "new_text").help("A host file that holds it"),
+            ],
+            human: Some(Human::summary("{path}: {replacements} replaced, the first on line {line}")),
             ..Cli::default()
         })
     }

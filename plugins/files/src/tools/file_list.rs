@@ -1,6 +1,6 @@
 //! `workspace_file_list`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use pyro_plugin_guest::{Artifact, Guest, Kind, workspace_root};
@@ -47,6 +47,7 @@ impl Tool for FileList {
         Some(Cli {
             path: vec!["workspace", "file", "list"],
             positionals: vec!["workspace_id", "path"],
+            human: Some(Human::table("entries", &["artifact_type", "size_bytes", "path", "link_target"])),
             ..Cli::default()
         })
     }

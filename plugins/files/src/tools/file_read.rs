@@ -1,6 +1,6 @@
 //! `workspace_file_read`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::window::{LineWindow, Window, by_bytes};
@@ -92,6 +92,12 @@ impl Tool for FileRead {
         Some(Cli {
             path: vec!["workspace", "file", "read"],
             positionals: vec!["workspace_id", "path"],
+            human: Some(Human {
+                text: Some("content"),
+                summary: Some("{path}: {size_bytes} bytes, truncated: {truncated}"),
+                content_only: true,
+                ..Human::default()
+            }),
             ..Cli::default()
         })
     }

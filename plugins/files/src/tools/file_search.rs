@@ -1,6 +1,6 @@
 //! `workspace_file_search`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Table, Tool, ToolError};
 use pyro_tree::{Tree, TreeLimits, WORKSPACE, below_workspace};
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,12 @@ impl Tool for FileSearch {
         Some(Cli {
             path: vec!["workspace", "file", "search"],
             positionals: vec!["workspace_id", "pattern", "path"],
+            flags: vec![Flag::plain("glob", "globs").help("Files by name, as *.rs; may be repeated")],
+            human: Some(Human {
+                table: Some(Table { rows: "matches", columns: vec!["path", "line", "text"] }),
+                summary: Some("{files_matched} of {files_searched} files match"),
+                ..Human::default()
+            }),
             ..Cli::default()
         })
     }

@@ -1,6 +1,6 @@
 //! `workspace_file_write`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use pyro_plugin_guest::{Guest, Kind, MAX_TEXT, Write, invalid};
@@ -39,6 +39,11 @@ impl Tool for FileWrite {
         Some(Cli {
             path: vec!["workspace", "file", "write"],
             positionals: vec!["workspace_id", "path"],
+            flags: vec![
+                Flag::plain("text", "text"),
+                Flag::file("text-file", "text").help("A host file that holds the text, - for standard input"),
+            ],
+            human: Some(Human::summary("{path}: {bytes_written} bytes written")),
             ..Cli::default()
         })
     }

@@ -1,6 +1,6 @@
 //! `workspace_patch_apply`.
 
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Table, Tool, ToolError};
 use pyro_tree::WORKSPACE;
 use pyro_unified_diff::{ApplyOptions, Change, Current, Patch, PlanError, PlanErrorKind, Status, plan};
 use serde::{Deserialize, Serialize};
@@ -66,7 +66,21 @@ impl Tool for PatchApply {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "patch", "apply"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "patch", "apply"],
+            positionals: vec!["workspace_id"],
+            flags: vec![
+                Flag::plain("patch", "patch"),
+                Flag::file("patch-file", "patch").help("A host file that holds the patch, - for standard input"),
+                Flag::plain("fuzz", "fuzz"),
+            ],
+            human: Some(Human {
+                table: Some(Table { rows: "entries", columns: vec!["status", "path"] }),
+                summary: Some("{summary.total} files changed"),
+                ..Human::default()
+            }),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {

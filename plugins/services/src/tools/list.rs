@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, OneWorkspace};
 use pyro_plugin_sdk::vm::services;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Serialize;
 
 use crate::shape::Service;
@@ -27,7 +27,15 @@ impl Tool for ServiceList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "service", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "service", "list"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human::table(
+                "services",
+                &["service_name", "state", "pid", "started_at", "exit_code", "published_ports", "command"],
+            )),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {

@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, bytes, name};
 use pyro_plugin_sdk::vm::services;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::logs::tail;
@@ -55,6 +55,12 @@ impl Tool for ServiceLogs {
         Some(Cli {
             path: vec!["workspace", "service", "logs"],
             positionals: vec!["workspace_id", "service_name"],
+            human: Some(Human {
+                text: Some("stdout"),
+                error_text: Some("stderr"),
+                summary: Some("{service_name} is {state}, truncated: {truncated}"),
+                ..Human::default()
+            }),
             ..Cli::default()
         })
     }

@@ -1,11 +1,11 @@
 //! `service_restart`.
 
 use pyro_plugin_guest::{Guest, name};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::notes::Notes;
-use crate::shape::Service;
+use crate::shape::{FIELDS, Service};
 use crate::tools::stop::stop;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -31,6 +31,7 @@ impl Tool for ServiceRestart {
         Some(Cli {
             path: vec!["workspace", "service", "restart"],
             positionals: vec!["workspace_id", "service_name"],
+            human: Some(Human::fields(&FIELDS)),
             ..Cli::default()
         })
     }

@@ -1,12 +1,12 @@
 //! `service_start`.
 
 use pyro_plugin_guest::{Guest, invalid, name, path, workspace_root};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::notes::Notes;
 use crate::readiness::Probe;
-use crate::shape::Service;
+use crate::shape::{FIELDS, Service};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +61,7 @@ impl Tool for ServiceStart {
             path: vec!["workspace", "service", "start"],
             positionals: vec!["workspace_id", "service_name"],
             trailing: Some("command"),
+            human: Some(Human::fields(&FIELDS)),
             ..Cli::default()
         })
     }

@@ -2,10 +2,10 @@
 
 use pyro_plugin_guest::{Guest, name};
 use pyro_plugin_sdk::vm::services;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
-use crate::shape::{Service, failed};
+use crate::shape::{FIELDS, Service, failed};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +30,7 @@ impl Tool for ServiceStatus {
         Some(Cli {
             path: vec!["workspace", "service", "status"],
             positionals: vec!["workspace_id", "service_name"],
+            human: Some(Human::fields(&FIELDS)),
             ..Cli::default()
         })
     }

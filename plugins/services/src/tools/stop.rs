@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, name};
 use pyro_plugin_sdk::vm::services::{self, ServiceInfo};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::shape::{Service, failed};
@@ -33,6 +33,7 @@ impl Tool for ServiceStop {
         Some(Cli {
             path: vec!["workspace", "service", "stop"],
             positionals: vec!["workspace_id", "service_name"],
+            human: Some(Human::summary("service {service_name} is {state}: {stop_reason}")),
             ..Cli::default()
         })
     }

@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::Guest;
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::shape::{Shell, failed};
@@ -37,6 +37,7 @@ impl Tool for ShellClose {
         Some(Cli {
             path: vec!["workspace", "shell", "close"],
             positionals: vec!["workspace_id", "shell_id"],
+            human: Some(Human::summary("shell {shell_id} is closed")),
             ..Cli::default()
         })
     }

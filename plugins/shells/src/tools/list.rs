@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, OneWorkspace};
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Serialize;
 
 use crate::shape::Shell;
@@ -27,7 +27,12 @@ impl Tool for ShellList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "shell", "list"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "shell", "list"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human::table("shells", &["shell_id", "state", "cwd", "started_at", "exit_code"])),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {

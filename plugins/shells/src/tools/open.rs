@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, workspace_root};
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::shape::Shell;
@@ -48,6 +48,7 @@ impl Tool for ShellOpen {
             path: vec!["workspace", "shell", "open"],
             positionals: vec!["workspace_id"],
             id: Some("shell_id"),
+            human: Some(Human::fields(&["shell_id", "cwd", "cols", "rows", "state"])),
             ..Cli::default()
         })
     }

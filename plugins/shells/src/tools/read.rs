@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, bytes};
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::cursor::{Share, take};
@@ -69,6 +69,11 @@ impl Tool for ShellRead {
         Some(Cli {
             path: vec!["workspace", "shell", "read"],
             positionals: vec!["workspace_id", "shell_id"],
+            human: Some(Human {
+                text: Some("output"),
+                summary: Some("{state}, next cursor {next_cursor}, truncated: {truncated}"),
+                ..Human::default()
+            }),
             ..Cli::default()
         })
     }

@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::Guest;
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::shape::{Shell, failed};
@@ -36,6 +36,7 @@ impl Tool for ShellResize {
         Some(Cli {
             path: vec!["workspace", "shell", "resize"],
             positionals: vec!["workspace_id", "shell_id"],
+            human: Some(Human::summary("{cols} by {rows}")),
             ..Cli::default()
         })
     }

@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, invalid};
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::shape::{Shell, failed};
@@ -46,6 +46,8 @@ impl Tool for ShellSignal {
         Some(Cli {
             path: vec!["workspace", "shell", "signal"],
             positionals: vec!["workspace_id", "shell_id"],
+            flags: vec![Flag::plain("signal", "signal_name").value_name("NAME")],
+            human: Some(Human::summary("{signal} sent, the shell is {state}")),
             ..Cli::default()
         })
     }

@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::Guest;
 use pyro_plugin_sdk::vm::terminals;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::shape::{Shell, failed};
@@ -48,6 +48,11 @@ impl Tool for ShellWrite {
         Some(Cli {
             path: vec!["workspace", "shell", "write"],
             positionals: vec!["workspace_id", "shell_id"],
+            flags: vec![
+                Flag::plain("input", "input"),
+                Flag::set("no-newline", "append_newline", false).help("Do not press Enter after it"),
+            ],
+            human: Some(Human::summary("{input_length} characters typed")),
             ..Cli::default()
         })
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pyro_plugin_sdk::vm::host_files;
 use pyro_plugin_sdk::vm::workspaces::{self, WorkspaceConfig};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::shape::{Workspace, labels, name};
@@ -60,7 +60,16 @@ impl Tool for WorkspaceCreate {
         Some(Cli {
             path: vec!["workspace", "create"],
             positionals: vec!["environment"],
+            flags: vec![Flag::plain("label", "labels").value_name("KEY=VALUE").help("A label; may be repeated")],
             id: Some("workspace_id"),
+            human: Some(Human::fields(&[
+                "workspace_id",
+                "name",
+                "environment",
+                "state",
+                "expires_at",
+                "workspace_seed.entry_count",
+            ])),
             ..Cli::default()
         })
     }

@@ -1,7 +1,7 @@
 //! `workspace_delete`.
 
 use pyro_plugin_guest::{OneWorkspace, open};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Serialize;
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -23,7 +23,12 @@ impl Tool for WorkspaceDelete {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "delete"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "delete"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human::summary("workspace {workspace_id} is deleted")),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {

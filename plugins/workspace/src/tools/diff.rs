@@ -1,7 +1,7 @@
 //! `workspace_diff`.
 
 use pyro_plugin_guest::{Guest, OneWorkspace, reader};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use pyro_tree::{DiffLimits, Tree, TreeDiff, TreeError, TreeLimits, WORKSPACE, compare};
 use serde::Serialize;
 
@@ -55,7 +55,18 @@ impl Tool for WorkspaceDiff {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "diff"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "diff"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human {
+                text: Some("patch"),
+                summary: Some(
+                    "{summary.total} changed: {summary.added} added, {summary.modified} modified, {summary.deleted} deleted, {summary.type_changed} of another type; {summary.non_text} not shown as text",
+                ),
+                ..Human::default()
+            }),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {

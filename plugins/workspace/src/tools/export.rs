@@ -5,7 +5,7 @@ use std::io::{Read, Seek};
 use pyro_plugin_guest::{Guest, path};
 use pyro_plugin_sdk::vm::files::Kind;
 use pyro_plugin_sdk::vm::host_files;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use pyro_tree::{EntryKind, Tree, TreeError, TreeLimits};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,15 @@ impl Tool for WorkspaceExport {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "export"], positionals: vec!["workspace_id", "path"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "export"],
+            positionals: vec!["workspace_id", "path"],
+            flags: vec![Flag::plain("output", "output_path").value_name("PATH")],
+            human: Some(Human::summary(
+                "{artifact_type} {workspace_path}: {entry_count} entries, {bytes_written} bytes copied to {output_path}",
+            )),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, call: &Call) -> Result<Output, ToolError> {

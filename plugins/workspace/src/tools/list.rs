@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pyro_plugin_sdk::vm::workspaces::{self, WorkspaceInfo};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -65,7 +65,23 @@ impl Tool for WorkspaceList {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "list"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "list"],
+            human: Some(Human::table(
+                "workspaces",
+                &[
+                    "workspace_id",
+                    "name",
+                    "environment",
+                    "state",
+                    "last_activity_at",
+                    "expires_at",
+                    "command_count",
+                    "labels",
+                ],
+            )),
+            ..Cli::default()
+        })
     }
 
     fn call(_arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {

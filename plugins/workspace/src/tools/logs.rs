@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::open;
 use pyro_plugin_sdk::host::blobs::Blob;
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Blocks, Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::{Deserialize, Serialize};
 
 use crate::shape::Command;
@@ -67,7 +67,20 @@ impl Tool for WorkspaceLogs {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "logs"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "logs"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human {
+                blocks: Some(Blocks {
+                    rows: "entries",
+                    head: "# {sequence}, exit code {exit_code}, {duration_ms} ms, in {cwd}: {command}",
+                    text: vec!["stdout", "stderr"],
+                }),
+                summary: Some("{count} commands"),
+                ..Human::default()
+            }),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {

@@ -1,7 +1,7 @@
 //! `workspace_reset`.
 
 use pyro_plugin_guest::{absent, open};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use pyro_tree::WORKSPACE;
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,14 @@ impl Tool for WorkspaceReset {
     type Output = Output;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "reset"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "reset"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human::summary(
+                "workspace {workspace_id} is {state} with snapshot {workspace_reset.snapshot_name}",
+            )),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {

@@ -1,7 +1,7 @@
 //! `workspace_start`.
 
 use pyro_plugin_guest::{OneWorkspace, open};
-use pyro_plugin_sdk::{Call, Cli, Hints, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, Tool, ToolError};
 
 use crate::shape::Workspace;
 
@@ -16,7 +16,12 @@ impl Tool for WorkspaceStart {
     type Output = Workspace;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "start"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "start"],
+            positionals: vec!["workspace_id"],
+            human: Some(Human::summary("workspace {workspace_id} is {state}")),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Workspace, ToolError> {

@@ -2,7 +2,7 @@
 
 use pyro_plugin_guest::{Guest, path, workspace_root};
 use pyro_plugin_sdk::vm::{files, host_files};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use pyro_tree::WORKSPACE;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,9 @@ impl Tool for WorkspaceSyncPush {
         Some(Cli {
             path: vec!["workspace", "sync", "push"],
             positionals: vec!["workspace_id", "source_path"],
+            human: Some(Human::summary(
+                "{workspace_sync.entry_count} entries, {workspace_sync.bytes_written} bytes copied to {workspace_sync.destination}",
+            )),
             ..Cli::default()
         })
     }

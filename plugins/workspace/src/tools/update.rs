@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pyro_plugin_guest::{invalid, open};
 use pyro_plugin_sdk::vm::workspaces::{Update, WorkspaceInfo};
-use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
+use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
 use crate::shape::{Workspace, label_key, labels, name};
@@ -41,7 +41,16 @@ impl Tool for WorkspaceUpdate {
     type Output = Workspace;
 
     fn cli() -> Option<Cli> {
-        Some(Cli { path: vec!["workspace", "update"], positionals: vec!["workspace_id"], ..Cli::default() })
+        Some(Cli {
+            path: vec!["workspace", "update"],
+            positionals: vec!["workspace_id"],
+            flags: vec![
+                Flag::plain("label", "labels").value_name("KEY=VALUE").help("A label to set; may be repeated"),
+                Flag::plain("clear-label", "clear_labels").value_name("KEY").help("A label to remove; may be repeated"),
+            ],
+            human: Some(Human::fields(&["workspace_id", "name", "labels", "expires_at"])),
+            ..Cli::default()
+        })
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Workspace, ToolError> {
