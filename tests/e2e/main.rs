@@ -4,5 +4,6 @@
 mod architecture;
 mod bad_input;
 mod environments;
+mod kvm;
 mod mcp;
 mod run;

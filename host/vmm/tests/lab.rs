@@ -1,19 +1,18 @@
 //! Whole guests on KVM: Debian's kernel, our agent, a real root file system.
 //!
-//! They need a KVM that passes the self-test and the files of an installed environment, which
-//! `PYRO_TEST_KERNEL`, `PYRO_TEST_INITRAMFS` and `PYRO_TEST_ROOTFS` name, so they are run on
-//! request, in the lab:
-//!
-//! ```text
-//! cargo xtask lab -- env PYRO_TEST_KERNEL=... PYRO_TEST_INITRAMFS=... PYRO_TEST_ROOTFS=... \
-//!     target/debug/deps/lab-... --ignored --test-threads 1
-//! ```
+//! They need a KVM that passes the self-test and the files of an installed environment, which `PYRO_TEST_KERNEL`,
+//! `PYRO_TEST_INITRAMFS` and `PYRO_TEST_ROOTFS` name. `cargo xtask test` runs them in the lab.
 
+#[path = "lab/agent.rs"]
+mod agent;
 #[path = "lab/guest.rs"]
 mod guest;
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use guest::{Files, Guest};
 use pyro_vmm::ExitReason;
@@ -174,5 +173,196 @@ fn nothing_is_left_of_a_killed_vmm() {
     child.kill().expect("a running process");
     child.wait().expect("the end of the process");
     // The same files are free for the next one.
+    assert_eq!(Guest::boot(&files, |_| {}).power_off(), ExitReason::PowerOff);
+}
+
+/// Listens on a hundred ports and sends back what each connection brought once its sender is done.
+const ECHO: &str = r#"
+import selectors, socket
+select = selectors.DefaultSelector()
+for port in range(2000, 2100):
+    server = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    server.bind((socket.VMADDR_CID_ANY, port))
+    server.listen(64)
+    select.register(server, selectors.EVENT_READ)
+print("listening", flush=True)
+held = {}
+while True:
+    for key, _ in select.select():
+        peer = key.fileobj
+        if peer not in held:
+            peer, _ = peer.accept()
+            held[peer] = []
+            select.register(peer, selectors.EVENT_READ)
+            continue
+        data = peer.recv(65536)
+        if data:
+            held[peer].append(data)
+            continue
+        select.unregister(peer)
+        try:
+            peer.sendall(b"".join(held.pop(peer)))
+        except OSError:
+            pass
+        peer.close()
+"#;
+
+/// Knocks at the host: at a port that listens, and at many that do not.
+const KNOCK: &str = r#"
+import socket
+refused = 0
+for turn in range(150):
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as door:
+        door.connect((2, 3000))
+        door.sendall(b"%d" % turn)
+        door.shutdown(socket.SHUT_WR)
+        assert door.recv(9) == b"ok"
+for port in range(4000, 4100):
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as door:
+        try:
+            door.connect((2, port))
+        except ConnectionResetError:
+            refused += 1
+print(refused)
+"#;
+
+fn python(program: &str) -> Vec<&str> {
+    vec!["/usr/bin/python3", "-c", program]
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
+fn storms_of_connections_leave_no_trace_and_half_a_close_is_half_a_close() {
+    let files = lab();
+    let guest = Guest::boot(&files, |config| config.vcpu_count = 2);
+    let vsock = guest.handle.vsock().expect("a vsock device");
+    guest.start_until(&python(ECHO), "listening");
+    // The first reply may come late, never the wrong one: every port echoes what only it was sent.
+    std::thread::scope(|scope| {
+        for worker in 0..4u32 {
+            let vsock = &vsock;
+            scope.spawn(move || {
+                for turn in 0..50 {
+                    let port = 2000 + (worker * 50 + turn) % 100;
+                    let sent = format!("{worker} {turn} ").repeat(if turn % 10 == 0 { 20_000 } else { 3 });
+                    let mut stream = vsock.connect_wait(port).expect("an echo");
+                    if turn % 7 == 3 {
+                        // Leaves in the middle of it.
+                        let _ = stream.write_all(sent.as_bytes());
+                        continue;
+                    }
+                    stream.write_all(sent.as_bytes()).expect("a reader");
+                    stream.shutdown(Shutdown::Write).expect("half a close");
+                    let mut back = String::new();
+                    stream.read_to_string(&mut back).expect("the echo");
+                    assert!(back == sent, "{} bytes came back of {}", back.len(), sent.len());
+                }
+            });
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for port in 5000..5150 {
+                    assert!(vsock.connect_wait(port).is_err(), "nobody listens on {port}");
+                }
+            });
+        }
+    });
+    let (tell, told) = mpsc::channel();
+    vsock.listen(3000, move |stream| {
+        let _ = tell.send(stream);
+    });
+    let answerer = std::thread::spawn(move || {
+        for turn in 0..150 {
+            let mut stream = told.recv_timeout(Duration::from_secs(60)).expect("a knock");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("its words");
+            assert_eq!(text, turn.to_string());
+            stream.write_all(b"ok").expect("a listener");
+        }
+    });
+    let knocked = guest.argv(&python(KNOCK));
+    assert_eq!((knocked.code, knocked.text().trim()), (Some(0), "100"), "{}", knocked.text());
+    answerer.join().expect("every knock is answered");
+    // What has ended is forgotten; only the command that listens is still there.
+    let begun = Instant::now();
+    loop {
+        let stats = vsock.stats();
+        let open = stats.connections_opened - stats.connections_closed;
+        if open <= 2 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{open} connections are left: {stats:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(guest.run("echo fine").text(), "fine\n");
+    assert_eq!(guest.power_off(), ExitReason::PowerOff);
+}
+
+/// Writes anything anywhere in the windows of the devices and of the IOAPIC, as only a hostile kernel would: registers in
+/// any order, rings over any memory, which then holds descriptors and vsock headers that nobody meant.
+const ABUSE: &str = r#"
+import mmap, os, random, struct, sys
+memory = os.open("/dev/mem", os.O_RDWR | os.O_SYNC)
+windows = [mmap.mmap(memory, 4096, offset=0xc0000000 + device * 4096) for device in DEVICES]
+windows.append(mmap.mmap(memory, 4096, offset=0xfec00000))
+random.seed(SEED)
+REGISTERS = [0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4, 0xfc, 0x100]
+def put(window, register, value):
+    window[register:register + 4] = struct.pack("<I", value & 0xffffffff)
+def start(window, size):
+    for status in (0, 1, 3):
+        put(window, 0x70, status)
+    for select in (0, 1):
+        put(window, 0x14, select)
+        put(window, 0x24, select)
+        put(window, 0x20, struct.unpack("<I", window[0x10:0x14])[0])
+    put(window, 0x70, 11)
+    for queue in range(3):
+        put(window, 0x30, queue)
+        put(window, 0x38, size)
+        for register in (0x80, 0x90, 0xa0):
+            put(window, register, random.randrange(0x1000000, 0xc000000) & ~0xfff)
+        put(window, 0x44, 1)
+    put(window, 0x70, 15)
+print("begun", flush=True)
+for turn in range(TURNS):
+    window = random.choice(windows)
+    if turn % 8 == 0:
+        start(random.choice(windows[:-1]), random.choice([8, 64, 128, 256]))
+    for _ in range(8):
+        put(window, random.choice(REGISTERS), random.choice([0, 1, 2, 8, 255, random.getrandbits(32)]))
+    for queue in range(3):
+        put(window, 0x50, queue)
+    window[random.choice(REGISTERS):][:4]
+"#;
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run it in the lab"]
+fn a_guest_that_abuses_its_devices_harms_only_itself() {
+    let files = lab();
+    // The entropy source alone first: the guest lives on and can count its turns. Then all of them.
+    for (devices, turns) in [("[2]", 300), ("[0, 1, 2]", 1000)] {
+        let guest = Guest::boot(&files, |config| config.cmdline.push_str(" iomem=relaxed"));
+        let program = ABUSE.replace("DEVICES", devices).replace("SEED", "7").replace("TURNS", &turns.to_string());
+        guest.start_until(&python(&program), "begun");
+        let before = guest.handle.stats();
+        let begun = Instant::now();
+        // A guest that wrote over its own memory may be gone before it has done all.
+        while guest.handle.exit_reason().is_none() && begun.elapsed() < Duration::from_secs(15) {
+            guest.handle.pause();
+            guest.handle.save().expect("the state of a paused VM");
+            guest.handle.resume();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let after = guest.handle.stats();
+        assert!(after.mmio_write_exits > before.mmio_write_exits + 50, "{before:?} {after:?}");
+        if devices == "[2]" {
+            assert_eq!(guest.run("echo fine").text(), "fine\n");
+        }
+        guest.handle.stop();
+        let reason = guest.wait();
+        assert!(!matches!(reason, ExitReason::Failed { .. }) && !reason.blames_host(), "{reason}");
+    }
+    // The host is as good as before.
     assert_eq!(Guest::boot(&files, |_| {}).power_off(), ExitReason::PowerOff);
 }

@@ -88,7 +88,7 @@ fn guests(root: &Path) -> Result<PathBuf> {
 }
 
 /// The kernel, the initramfs and the root file system of the environment, from the cache.
-fn boot_files(root: &Path, home: &Path) -> Result<[PathBuf; 3]> {
+pub fn boot_files(root: &Path, home: &Path) -> Result<[PathBuf; 3]> {
     let text =
         Cmd::new(shell::pyro(root)).args(["env", "inspect", ENVIRONMENT, "--json"]).env("PYRO_HOME", home).read()?;
     let report: Value = serde_json::from_str(&text).context("`pyro env inspect --json` did not print JSON")?;

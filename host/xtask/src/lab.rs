@@ -76,6 +76,12 @@ const MODULES: &[&str] = &[
     "kvm",
     "kvm-amd",
     "loop",
+    // What QEMU's vsock device is made of, to compare with.
+    "vsock",
+    "vmw_vsock_virtio_transport_common",
+    "vhost_iotlb",
+    "vhost",
+    "vhost_vsock",
 ];
 
 /// Exit code when the lab was stopped by its timeout, as `timeout(1)` has it.
@@ -109,11 +115,11 @@ pub fn run(target: &Path, args: &[String]) -> Result<i32> {
             }
         }
     }
-    run_with(&options)
+    run_with(&options, std::io::stdout())
 }
 
-/// Boots the lab, runs the command and returns its exit code.
-pub fn run_with(options: &LabOptions) -> Result<i32> {
+/// Boots the lab, runs the command with its standard output going to `stdout`, and returns its exit code.
+pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Result<i32> {
     ensure!(!options.command.is_empty(), "the lab needs a command: cargo xtask lab -- COMMAND");
     let qemu = find_program("qemu-system-x86_64", &["/usr/bin/qemu-system-x86_64"], "qemu-system-x86")?;
     let virtiofsd =
@@ -135,7 +141,7 @@ pub fn run_with(options: &LabOptions) -> Result<i32> {
     // unplugged, and the guest's writes to it block for ever.
     let out_socket = sockets.path().join("stdout.sock");
     let err_socket = sockets.path().join("stderr.sock");
-    let out = stream_from(&out_socket, std::io::stdout())?;
+    let out = stream_from(&out_socket, stdout)?;
     let err = stream_from(&err_socket, std::io::stderr())?;
 
     let mut helpers = Helpers(Vec::new());

@@ -2,14 +2,17 @@
 //! end-to-end tests is prepared, and the runner's summaries are added up at the
 //! end.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
+use crate::lab::{self, LabOptions};
 use crate::shell::{self, Cmd};
-use crate::{WHOLE_WORKSPACE, build, setup};
+use crate::{WHOLE_WORKSPACE, bench, build, setup};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -44,6 +47,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         &["--ignored", "--test-threads=1"],
         &mut totals,
     )?;
+    sound &= lab_tests(root, &home, options.filter.as_deref(), &mut totals)?;
     show(&format!("{} passed, {} failed", totals.passed, totals.failed));
     if !sound || totals.failed > 0 {
         bail!("{} tests failed", totals.failed);
@@ -52,6 +56,86 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         bail!("no test ran\nhint: `cargo xtask test` without a filter runs all");
     }
     Ok(())
+}
+
+/// Runs the tests that need a working KVM in the lab; returns whether they succeeded. A lab that cannot start is an error.
+fn lab_tests(root: &Path, home: &Path, filter: Option<&str>, totals: &mut Totals) -> Result<bool> {
+    let mut wanted = Vec::new();
+    for binary in test_binaries(root, &["lab", "e2e"])? {
+        // The lab is not started for a filter that none of its tests has in its name.
+        if Cmd::new(&binary).args(["--list", "--ignored"]).args(filter).read()?.contains(": test") {
+            wanted.push(binary);
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(true);
+    }
+    shell::step("run the tests of the KVM engine in the lab");
+    let [kernel, initramfs, rootfs] = bench::boot_files(root, home)?;
+    // What is read often is copied into the lab's memory first.
+    let copy = |from: &Path, to: &str| format!("cat '{}' > {to} && chmod 755 {to}\n", from.display());
+    let mut script = "set -e\nmkdir /dev/shm/tests\ncd /dev/shm/tests\nexport TMPDIR=/dev/shm\nsound=0\n".to_owned();
+    script += &copy(&kernel, "kernel");
+    script += &copy(&initramfs, "initramfs");
+    script += &copy(&shell::pyro(root), "pyro");
+    script += "export PYRO_BIN=$PWD/pyro PYRO_TEST_KERNEL=$PWD/kernel PYRO_TEST_INITRAMFS=$PWD/initramfs\n";
+    script += &format!("export PYRO_TEST_ROOTFS='{}' PYRO_TEST_HOME='{}'\n", rootfs.display(), home.display());
+    let only = filter.map(|filter| format!("'{filter}'")).unwrap_or_default();
+    for (index, binary) in wanted.iter().enumerate() {
+        script += &copy(binary, &format!("test-{index}"));
+        script += &format!("./test-{index} --ignored --test-threads=1 {only} || sound=1\n");
+    }
+    script += "exit $sound\n";
+    let options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
+    let seen = Arc::new(Mutex::new(Totals::default()));
+    let code = lab::run_with(&options, Lines { line: Vec::new(), totals: Arc::clone(&seen) })?;
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    totals.passed += seen.passed;
+    totals.failed += seen.failed;
+    Ok(code == 0)
+}
+
+/// Shows lines and adds up the summaries among them.
+struct Lines {
+    line: Vec<u8>,
+    totals: Arc<Mutex<Totals>>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for &byte in bytes {
+            if byte != b'\n' {
+                self.line.push(byte);
+                continue;
+            }
+            let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+            self.totals.lock().unwrap_or_else(PoisonError::into_inner).add(&line);
+            show(&line);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Builds the test programs of these names and returns where they are.
+fn test_binaries(root: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
+    let text = shell::cargo(root)
+        .args(["test", "--release", "--locked", "--no-run", "--message-format=json"])
+        .args(WHOLE_WORKSPACE)
+        .args(names.iter().flat_map(|name| ["--test", name]))
+        .read()?;
+    let mut found = Vec::new();
+    for name in names {
+        let path = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
+            let executable = message["executable"].as_str()?.to_owned();
+            (message["target"]["name"] == **name && message["target"]["kind"][0] == "test").then_some(executable)
+        });
+        found.push(PathBuf::from(path.with_context(|| format!("cargo built no test called {name}"))?));
+    }
+    Ok(found)
 }
 
 /// Runs `cargo test`, shows what it prints and adds up its summaries; returns whether it succeeded.

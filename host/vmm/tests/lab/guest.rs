@@ -1,18 +1,18 @@
-//! A booted guest and a small client of its agent.
+//! A booted guest.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pyro_agent_protocol::{
-    AGENT_PORT, ExecRequest, FrameDecoder, GuestFrame, HostFrame, Op, Open, Program, READY_PORT, ShutdownMode,
-    ShutdownRequest,
-};
+use pyro_agent_protocol::{AGENT_PORT, Op, Program, READY_PORT, ShutdownMode, ShutdownRequest};
 use pyro_vmm::config::{BASE_CMDLINE, ConsoleConfig, CpuConfig, DriveConfig, JailConfig, KernelConfig, VsockConfig};
 use pyro_vmm::{ExitReason, Vmm, VmmConfig, VmmHandle};
+
+use crate::agent::{self, Done};
 
 /// Time for a boot: in a software CPU on a busy host it takes tens of seconds.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -43,23 +43,6 @@ pub struct Guest {
     pub handle: VmmHandle,
     run: JoinHandle<ExitReason>,
     _disk: tempfile::NamedTempFile,
-}
-
-/// What a command did.
-pub struct Done {
-    /// Its exit code.
-    pub code: Option<i32>,
-    /// What it wrote.
-    pub stdout: Vec<u8>,
-    /// What it complained about.
-    pub stderr: Vec<u8>,
-}
-
-impl Done {
-    /// Returns both outputs as text.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&[self.stdout.as_slice(), &self.stderr].concat()).into_owned()
-    }
 }
 
 impl Guest {
@@ -116,56 +99,31 @@ impl Guest {
 
     /// Runs a shell command.
     pub fn run(&self, script: &str) -> Done {
-        self.exec(Program::Shell(script.to_owned()))
+        agent::exec(self.connect(), Program::Shell(script.to_owned()))
     }
 
     /// Runs a program.
     pub fn argv(&self, argv: &[&str]) -> Done {
-        self.exec(Program::Argv(argv.iter().map(|word| (*word).to_owned()).collect()))
+        agent::exec(self.connect(), program(argv))
     }
 
     /// Starts a shell command and does not wait for its end. It ends with the guest.
     pub fn start(&self, script: &str) {
-        let mut request = ExecRequest::new(Program::Shell(script.to_owned()));
-        request.cwd = Some("/".to_owned());
-        let stream = self.open(Op::Exec(request));
+        let mut stream = self.connect();
+        agent::open(&mut stream, agent::exec_op(Program::Shell(script.to_owned())));
         // Keeps the connection, and so the command, alive.
         std::mem::forget(stream);
     }
 
-    fn exec(&self, program: Program) -> Done {
-        let mut request = ExecRequest::new(program);
-        request.cwd = Some("/".to_owned());
-        let mut stream = self.open(Op::Exec(request));
-        let mut decoder = FrameDecoder::new();
-        let mut done = Done { code: None, stdout: Vec::new(), stderr: Vec::new() };
-        let mut bytes = vec![0; 64 * 1024];
-        loop {
-            while let Some(frame) = decoder.next_guest().expect("a frame") {
-                match frame {
-                    GuestFrame::Stdout(bytes) => done.stdout.extend_from_slice(&bytes),
-                    GuestFrame::Stderr(bytes) => done.stderr.extend_from_slice(&bytes),
-                    GuestFrame::Exited(exited) => {
-                        done.code = exited.exit_code;
-                        return done;
-                    }
-                    GuestFrame::Error(error) => panic!("{error:?}"),
-                    _ => {}
-                }
-            }
-            let count = stream.read(&mut bytes).expect("the agent's bytes");
-            assert!(count > 0, "the agent hung up");
-            decoder.push(&bytes[..count]);
-        }
+    /// Starts a program that does not end, and returns when it has printed a line.
+    pub fn start_until(&self, argv: &[&str], line: &str) {
+        let mut stream = self.connect();
+        agent::start_until(&mut stream, program(argv), line);
+        std::mem::forget(stream);
     }
 
-    fn open(&self, op: Op) -> std::os::unix::net::UnixStream {
-        let vsock = self.handle.vsock().expect("a vsock device");
-        let mut stream = vsock.connect_wait(AGENT_PORT).expect("the agent");
-        let mut bytes = Vec::new();
-        HostFrame::Open(Open::new(op)).encode(&mut bytes).expect("a frame");
-        stream.write_all(&bytes).expect("a listening agent");
-        stream
+    fn connect(&self) -> UnixStream {
+        self.handle.vsock().expect("a vsock device").connect_wait(AGENT_PORT).expect("the agent")
     }
 
     /// Has the agent switch the guest off.
@@ -179,7 +137,8 @@ impl Guest {
     }
 
     fn shut_down(self, mode: ShutdownMode) -> ExitReason {
-        let mut stream = self.open(Op::Shutdown(ShutdownRequest { mode }));
+        let mut stream = self.connect();
+        agent::open(&mut stream, Op::Shutdown(ShutdownRequest { mode }));
         let mut rest = Vec::new();
         // Ends when the guest does, if not before.
         let _ = stream.read_to_end(&mut rest);
@@ -190,6 +149,10 @@ impl Guest {
     pub fn wait(self) -> ExitReason {
         self.run.join().expect("the VM's thread")
     }
+}
+
+fn program(argv: &[&str]) -> Program {
+    Program::Argv(argv.iter().map(|word| (*word).to_owned()).collect())
 }
 
 /// Returns the SHA-256 of `bytes` in hexadecimal, by the program that the guest uses too.

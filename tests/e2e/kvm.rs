@@ -1,0 +1,56 @@
+//! The same user's view on the KVM engine. It needs a KVM that runs stock kernels, which most machines that build this do
+//! not have, so these are run in the lab: `cargo xtask test` does.
+
+use std::time::Duration;
+
+use pyro_tests::{Client, Home};
+use serde_json::{Value, json};
+
+/// The lab is a software CPU: everything takes several times as long.
+const CLEAN: Duration = Duration::from_secs(30);
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run in the lab"]
+fn the_self_test_passes_and_auto_takes_kvm() {
+    let home = Home::new();
+    let doctor = home.run(&["doctor", "--json"]);
+    doctor.expect_code(0);
+    let report: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let detail = |name: &str| {
+        let checks = report["checks"].as_array().expect("checks");
+        let check = checks.iter().find(|check| check["name"] == name).expect("the check");
+        (check["verdict"].clone(), check["detail"].as_str().unwrap_or_default().to_owned())
+    };
+    assert!(detail("engine").1.starts_with("microvm_kvm"), "{report}");
+    assert_eq!(detail("kvm").0, "ok", "{report}");
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run in the lab"]
+fn a_command_runs_on_kvm() {
+    let home = Home::new();
+    let run = home.run(&["run", "--engine", "kvm", "debian:12", "--", "uname", "-a"]);
+    run.expect_code(0);
+    assert!(run.text().starts_with("Linux ") && run.text().contains("cloud-amd64"), "{}", run.text());
+    // What `auto` takes, and with megabytes both ways.
+    let input: Vec<u8> = (0..2_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let run = home.run_with_input(&["run", "debian:12", "--", "cat"], Some(&input));
+    run.expect_code(0);
+    assert!(run.stdout == input, "{} bytes came back of {}", run.stdout.len(), input.len());
+    home.expect_clean_within(CLEAN);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run in the lab"]
+fn a_client_of_the_server_runs_a_command_on_kvm() {
+    let home = Home::new();
+    let mut client = Client::initialized(&home, &["--profile", "vm-run", "--engine", "kvm"]);
+    let arguments = json!({ "environment": "debian:12", "command": "git --version; exit 3" });
+    let result = client.call("vm_run", arguments);
+    let structured = &result["structuredContent"];
+    assert_eq!(structured["execution_mode"], "microvm_kvm", "{result}");
+    assert_eq!(structured["exit_code"], 3);
+    assert!(structured["stdout"].as_str().is_some_and(|text| text.starts_with("git version")), "{structured}");
+    assert!(client.close_within(CLEAN).success());
+    home.expect_clean_within(CLEAN);
+}
