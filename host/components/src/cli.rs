@@ -57,6 +57,9 @@ pub struct CliForm {
     /// What a person sees; the result's JSON text when none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub human: Option<HumanForm>,
+    /// Command lines for the end of the help.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
 }
 
 /// One flag.

@@ -29,6 +29,13 @@ impl Tool for VmRun {
             stdin: true,
             streams: true,
             exit_code: Some("exit_code"),
+            examples: vec![
+                "pyro run debian:12 -- git --version",
+                "pyro run debian:12 -- 'echo $HOME | wc -c'",
+                "pyro run debian:12 -- printf '%s\\n' '$HOME' '*'",
+                "tar c src | pyro run debian:12-build -- 'tar x && make'",
+                "pyro run debian:12 --json -- uname -r | jq -r .stdout",
+            ],
             ..Cli::default()
         })
     }

@@ -35,6 +35,9 @@ pub struct Cli {
     /// What a person sees; the result's JSON text when none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub human: Option<Human>,
+    /// Command lines for the end of the help.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<&'static str>,
 }
 
 /// A flag with a name or a value of its own.

@@ -1,9 +1,11 @@
 //! `pyro completions`: what a shell needs to complete pyro's command line.
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::printer::Printer;
+
+/// The command's word.
+pub const NAME: &str = "completions";
 
 /// Print a shell's completion script
 #[derive(Debug, clap::Args)]
@@ -17,9 +19,9 @@ pub struct Args {
 }
 
 impl Args {
-    pub fn run(&self, printer: &Printer) -> u8 {
+    pub fn run(&self, mut all: clap::Command, printer: &Printer) -> u8 {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut super::Cli::command(), "pyro", &mut script);
+        clap_complete::generate(self.shell, &mut all, "pyro", &mut script);
         printer.bytes(&script);
         0
     }

@@ -83,15 +83,6 @@ struct PruneArgs {
 }
 
 impl Args {
-    pub fn wants_json(&self) -> bool {
-        match &self.command {
-            Command::List(ListArgs { json })
-            | Command::Pull(PullArgs { json, .. })
-            | Command::Inspect(InspectArgs { json, .. })
-            | Command::Prune(PruneArgs { json, .. }) => *json,
-        }
-    }
-
     pub async fn run(self, context: Context) -> Result<u8, Failure> {
         let environments = context.pyro.environments();
         let printer = &context.printer;

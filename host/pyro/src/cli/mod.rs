@@ -6,16 +6,19 @@ mod env;
 mod exit_codes;
 mod mcp;
 mod profile;
-mod run;
+mod tool;
 pub mod vmm;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pyro::{EngineChoice, Pyro, PyroConfig};
 use tracing_subscriber::EnvFilter;
 
+use self::tool::{Sketch, ToolCommands};
 use crate::failure::Failure;
 use crate::printer::{Printer, Verbosity};
 
@@ -36,18 +39,21 @@ const VERBOSE_LOG: &str = "info,rmcp=warn";
         pyro run debian:12 -- git --version\n  \
         pyro env list\n  \
         pyro doctor\n  \
-        pyro mcp serve --profile vm-run\n  \
+        pyro workspace create debian:12 --id-only\n  \
+        pyro mcp serve --profile workspace-core\n  \
         pyro mcp config --host claude\n\n\
         `pyro help COMMAND` says more, with examples. `pyro help exit-codes` lists the exit codes.",
     after_long_help = "Examples:\n  \
         pyro run debian:12 -- git --version       a command in a microVM of its own\n  \
         pyro env list                             what a microVM can be made from\n  \
         pyro doctor                               what this machine has and what it lacks\n  \
-        pyro mcp serve --profile vm-run           the tools of a profile, for an MCP client\n  \
+        pyro workspace create debian:12 --id-only a microVM that stays, with files, shells and services\n  \
+        pyro mcp serve --profile workspace-core   the tools of a profile, for an MCP client\n  \
         pyro mcp config --host claude             how to tell a host about it\n\n\
         Environment variables:\n  \
         PYRO_HOME      keep everything below this directory (default: the XDG directories)\n  \
         PYRO_ENGINE    as --engine\n  \
+        PYRO_PROFILE   the profile whose tools are commands (default: all that are built in)\n  \
         PYRO_LOG       what is logged to standard error, as `info` or `pyro_engine=debug`\n\n\
         `pyro help exit-codes` lists the exit codes."
 )]
@@ -72,7 +78,7 @@ struct Global {
     engine: Option<EngineArg>,
     /// The kernel of the microVMs instead of their environment's, an ELF or bzImage file
     #[arg(long, global = true, value_name = "FILE")]
-    kernel: Option<std::path::PathBuf>,
+    kernel: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -97,7 +103,6 @@ impl From<EngineArg> for EngineChoice {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(run::Args),
     Env(env::Args),
     Mcp(mcp::Args),
     Profile(profile::Args),
@@ -115,70 +120,76 @@ struct Context {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let verbosity = match (cli.global.quiet, cli.global.verbose) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let sketch = Sketch::of(args.get(1..).unwrap_or_default());
+    let own = Cli::command();
+    let is_own = |word: &str| own.find_subcommand(word).is_some() && word != completions::NAME;
+    // Commands of pyro itself need no profile. Everything else, help too, may speak of a tool.
+    let tools = match sketch.word.as_deref() {
+        Some(word) if is_own(word) => None,
+        _ => Some(load_tools(&sketch)),
+    };
+    let command = match &tools {
+        Some(Ok(tools)) => tools.add_to(own),
+        // A command line that is wrong by itself, or asks for help, is told so even then.
+        Some(Err(_)) => own.allow_external_subcommands(true),
+        None => own,
+    };
+    let matches = command.clone().get_matches_from(&args);
+    let global = Global::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let verbosity = match (global.quiet, global.verbose) {
         (true, _) => Verbosity::Quiet,
         (_, true) => Verbosity::Verbose,
         _ => Verbosity::Normal,
     };
     let printer = Arc::new(Printer::new(verbosity));
     log_to_stderr(verbosity, &printer);
-    let as_json = cli.command.wants_json();
-    let exit_code = match dispatch(cli, &printer) {
-        Ok(exit_code) => exit_code,
-        Err(failure) => {
-            printer.end_progress();
-            printer.failure(&failure, as_json);
-            failure.exit_code
-        }
+    let done = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => dispatch(cli, command, &printer),
+        Err(error) => match tools {
+            Some(Ok(tools)) => {
+                with_runtime(async { tools.run(&matches, &printer).await.unwrap_or_else(|| error.exit()) })
+            }
+            Some(Err(failure)) if sketch.word.as_deref() == Some("run") => {
+                Err(failure.with_exit_code(crate::failure::EXIT_RUN_FAILURE))
+            }
+            Some(Err(failure)) => Err(failure),
+            None => error.exit(),
+        },
     };
-    ExitCode::from(exit_code)
+    ExitCode::from(done.unwrap_or_else(|failure| {
+        printer.end_progress();
+        printer.failure(&failure, tool::wants_json(&matches));
+        failure.exit_code
+    }))
 }
 
-fn dispatch(cli: Cli, printer: &Arc<Printer>) -> Result<u8, Failure> {
+/// Loads the tools that are commands on this command line.
+fn load_tools(sketch: &Sketch) -> Result<ToolCommands, Failure> {
+    // An engine that there is not is refused when the command line is parsed.
+    let engine = sketch.engine.clone().or_else(|| std::env::var("PYRO_ENGINE").ok());
+    let engine = engine.and_then(|name| EngineArg::from_str(&name, false).ok());
+    ToolCommands::load(&open(engine, sketch.kernel.as_ref().map(PathBuf::from))?, &sketch.profile())
+}
+
+fn open(engine: Option<EngineArg>, kernel: Option<PathBuf>) -> Result<Pyro, Failure> {
+    // The VM process works elsewhere, and the file's place is part of what its build is known by.
+    let kernel = kernel.map(|file| std::path::absolute(&file).unwrap_or(file));
+    Ok(Pyro::open(PyroConfig { engine: engine.map(EngineChoice::from), kernel, ..PyroConfig::default() })?)
+}
+
+fn dispatch(cli: Cli, all: clap::Command, printer: &Arc<Printer>) -> Result<u8, Failure> {
     let Cli { global, command } = cli;
-    // Commands that need neither directories nor a runtime.
-    let command = match command {
-        Command::Completions(args) => return Ok(args.run(printer)),
-        Command::ExitCodes(args) => return Ok(args.run(printer)),
-        command => command,
+    let context = move || -> Result<Context, Failure> {
+        Ok(Context { pyro: open(global.engine, global.kernel)?, printer: Arc::clone(printer) })
     };
-    let failure_code = command.failure_code();
-    let open = || -> Result<Context, Failure> {
-        // The VM process works elsewhere, and the file's place is part of what its build is known by.
-        let kernel = global.kernel.map(|file| std::path::absolute(&file).unwrap_or(file));
-        let engine = global.engine.map(EngineChoice::from);
-        let pyro = Pyro::open(PyroConfig { engine, kernel, ..PyroConfig::default() })?;
-        Ok(Context { pyro, printer: Arc::clone(printer) })
-    };
-    let run = |context: Context| match command {
-        Command::Run(args) => with_runtime(args.run(context)),
-        Command::Env(args) => with_runtime(args.run(context)),
-        Command::Mcp(args) => with_runtime(args.run(context)),
-        Command::Profile(args) => args.run(&context),
-        Command::Doctor(args) => with_runtime(args.run(context)),
-        Command::Completions(_) | Command::ExitCodes(_) => Ok(0),
-    };
-    open().and_then(run).map_err(|failure| match failure_code {
-        Some(exit_code) => failure.with_exit_code(exit_code),
-        None => failure,
-    })
-}
-
-impl Command {
-    fn wants_json(&self) -> bool {
-        match self {
-            Command::Run(args) => args.json,
-            Command::Env(args) => args.wants_json(),
-            Command::Profile(args) => args.wants_json(),
-            Command::Doctor(args) => args.json,
-            Command::Mcp(_) | Command::Completions(_) | Command::ExitCodes(_) => false,
-        }
-    }
-
-    /// The exit code of every failure, where the usual ones would be mistaken for the command's.
-    fn failure_code(&self) -> Option<u8> {
-        matches!(self, Command::Run(_)).then_some(crate::failure::EXIT_RUN_FAILURE)
+    match command {
+        Command::Env(args) => with_runtime(args.run(context()?)),
+        Command::Mcp(args) => with_runtime(args.run(context()?)),
+        Command::Profile(args) => args.run(&context()?),
+        Command::Doctor(args) => with_runtime(args.run(context()?)),
+        Command::Completions(args) => Ok(args.run(all, printer)),
+        Command::ExitCodes(args) => Ok(args.run(printer)),
     }
 }
 

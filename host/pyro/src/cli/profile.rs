@@ -37,12 +37,6 @@ struct Which {
 }
 
 impl Args {
-    pub fn wants_json(&self) -> bool {
-        match &self.command {
-            Command::Check(which) | Command::Show(which) => which.json,
-        }
-    }
-
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         match &self.command {
             Command::Check(which) => check(which, context),
