@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use pyro_engine::{
     ErrorCode, NoProgress,
     workspaces::{
-        NewCommand,
+        NewCommand, NewSecret,
         RecordKind::{Machine, Workspace},
-        RecordState, RecordUpdate,
+        RecordState, RecordUpdate, SecretKind,
     },
 };
-use support::{Home, new, run};
+use support::{Home, new, run, seed};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "boots machines"]
@@ -140,5 +140,245 @@ async fn machines_are_made_cheaply_and_end_in_time() {
     assert_eq!(error.message(), format!("vm '{id}' expired and was automatically deleted"));
     assert_eq!(workspaces.info(&id, Machine).await.unwrap_err().code(), ErrorCode::NotFound);
     assert_eq!(home.record_files(), [""; 0]);
+    home.assert_no_machines().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots machines"]
+async fn trees_are_saved_and_brought_back() {
+    let home = Home::new();
+    let workspaces = home.workspaces();
+    let mut wanted = new(Workspace);
+    wanted.seed = Some(seed(&[("a.txt", "one\n"), ("dir/b.txt", "two\n")]));
+    let info = workspaces.create(wanted, &NoProgress).await.unwrap();
+    let id = info.record.id;
+    assert_eq!((info.record.seed.entry_count, info.record.seed.bytes), (2, 8));
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    assert_eq!(run(&machine, "cat a.txt dir/b.txt").await.unwrap(), "one\ntwo\n");
+
+    run(&machine, "echo changed > a.txt; rm dir/b.txt; echo new > c.txt; touch /etc/mark").await.unwrap();
+    let saved = workspaces.create_snapshot(&id, "mine").await.unwrap();
+    assert_eq!((saved.name.as_str(), saved.entry_count, saved.bytes), ("mine", 3, 12));
+    assert_eq!(workspaces.create_snapshot(&id, "mine").await.unwrap_err().code(), ErrorCode::AlreadyExists);
+    let error = workspaces.create_snapshot(&id, "baseline").await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (ErrorCode::InvalidArgument, "snapshot_name 'baseline' is reserved"));
+    assert_eq!(workspaces.delete_snapshot(&id, "baseline").await.unwrap_err().code(), ErrorCode::InvalidArgument);
+    assert_eq!(workspaces.disk(&id).await.unwrap_err().code(), ErrorCode::InvalidState);
+    let names: Vec<String> = workspaces.snapshots(&id).await.unwrap().into_iter().map(|row| row.name).collect();
+    assert_eq!(names, ["baseline", "mine"]);
+    let mut names: Vec<String> = tar::Archive::new(workspaces.read_snapshot(&id, "mine").await.unwrap())
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a.txt", "c.txt", "dir/"]);
+
+    // Back to the beginning: a new machine, on which nothing but the tree is old.
+    let command = NewCommand {
+        command: "true",
+        cwd: "/workspace",
+        exit_code: Some(0),
+        duration_ms: 1,
+        execution_mode: "microvm_qemu_tcg",
+        recorded_at: 1.0,
+        stdout: b"",
+        stderr: b"",
+    };
+    workspaces.record_command(&id, &command).unwrap();
+    let begun = Instant::now();
+    let (info, to) = workspaces.reset(&id, "baseline", &NoProgress).await.unwrap();
+    println!("reset took {:?}", begun.elapsed());
+    assert_eq!((info.record.reset_count, info.command_count, to.name.as_str()), (1, 0, "baseline"));
+    assert_ne!(machine.ended().await.code(), ErrorCode::Expired);
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    assert_eq!(
+        run(&machine, "cat a.txt dir/b.txt; ls -A; ls /etc/mark 2>&1 || true").await.unwrap().lines().count(),
+        5
+    );
+    assert_eq!(home.machine_dirs(), [machine.id()]);
+
+    // Stopped, it is reset all the same, and its disk can be read.
+    workspaces.stop(&id, Workspace).await.unwrap();
+    let mut magic = [0; 2];
+    std::os::unix::fs::FileExt::read_exact_at(&workspaces.disk(&id).await.unwrap(), &mut magic, 1024 + 0x38).unwrap();
+    assert_eq!(magic, [0x53, 0xef]);
+    assert_eq!(workspaces.reset(&id, "none", &NoProgress).await.unwrap_err().code(), ErrorCode::NotFound);
+    let (info, _) = workspaces.reset(&id, "mine", &NoProgress).await.unwrap();
+    assert_eq!((info.record.state, info.record.reset_count), (RecordState::Started, 2));
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    assert_eq!(run(&machine, "cat a.txt c.txt; ls -A dir").await.unwrap(), "changed\nnew\n");
+
+    workspaces.delete_snapshot(&id, "mine").await.unwrap();
+    assert_eq!(workspaces.delete_snapshot(&id, "mine").await.unwrap_err().code(), ErrorCode::NotFound);
+    // A directory, a disk, the baseline, a lock.
+    assert_eq!(home.record_files().len(), 4, "{:?}", home.record_files());
+    workspaces.delete(&id, Workspace).await.unwrap();
+    assert_eq!(home.record_files(), [""; 0]);
+    home.assert_no_machines().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots machines"]
+async fn a_seed_that_cannot_be_unpacked_leaves_nothing() {
+    let home = Home::new();
+    let workspaces = home.workspaces();
+    let mut wanted = new(Workspace);
+    let mut rubbish = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut rubbish, &[b'x'; 4096]).unwrap();
+    wanted.seed = Some((rubbish, seed(&[]).1));
+    let error = workspaces.create(wanted, &NoProgress).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+
+    // A caller that goes away, at any time.
+    for wait in [0, 20, 300, 900] {
+        let create = workspaces.create(new(Workspace), &NoProgress);
+        assert!(tokio::time::timeout(Duration::from_millis(wait), create).await.is_err());
+    }
+    // No room for a machine.
+    let full =
+        pyro_engine::workspaces::Workspaces::open(home.engine(|options| options.max_machines = Some(0))).unwrap();
+    let error = full.create(new(Workspace), &NoProgress).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::LimitExceeded, "{error}");
+
+    let begun = Instant::now();
+    while !(home.record_files().is_empty() && home.machine_dirs().is_empty()) {
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?} {:?}", home.record_files(), home.machine_dirs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(workspaces.list(Workspace).await.unwrap().is_empty());
+    home.assert_no_machines().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots machines"]
+async fn secrets_are_in_the_guests_memory_only() {
+    let home = Home::new();
+    let workspaces = home.workspaces();
+    let mut wanted = new(Workspace);
+    wanted.secrets = vec![secret("TOKEN", "hush-hush-7f3a")];
+    let info = workspaces.create(wanted, &NoProgress).await.unwrap();
+    let id = info.record.id.clone();
+    assert_eq!((info.secrets[0].name.as_str(), info.secrets[0].source_kind.as_str()), ("TOKEN", "literal"));
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    let look = "cd /run/pyro-secrets && stat -c '%a %n' . * && cat TOKEN && findmnt -no FSTYPE -T .";
+    assert_eq!(run(&machine, look).await.unwrap(), "700 .\n600 TOKEN\nhush-hush-7f3atmpfs\n");
+
+    workspaces.set_secret(&id, secret("TOKEN", "new-value-91c2")).await.unwrap();
+    workspaces.set_secret(&id, secret("OTHER", "x")).await.unwrap();
+    assert_eq!(run(&machine, "cat /run/pyro-secrets/*").await.unwrap(), "xnew-value-91c2");
+    let values = home.workspaces().secret_values(&id).await.unwrap();
+    let values: Vec<(&str, &[u8])> = values.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+    assert_eq!(values, [("OTHER", &b"x"[..]), ("TOKEN", b"new-value-91c2")]);
+    workspaces.remove_secret(&id, "OTHER").await.unwrap();
+    assert_eq!(workspaces.remove_secret(&id, "OTHER").await.unwrap_err().code(), ErrorCode::NotFound);
+    assert_eq!(run(&machine, "ls /run/pyro-secrets").await.unwrap(), "TOKEN\n");
+
+    // A new machine gets them; the disk, the snapshots and the database never do.
+    workspaces.create_snapshot(&id, "s").await.unwrap();
+    workspaces.reset(&id, "s", &NoProgress).await.unwrap();
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    assert_eq!(run(&machine, "cat /run/pyro-secrets/TOKEN").await.unwrap(), "new-value-91c2");
+    workspaces.stop(&id, Workspace).await.unwrap();
+    for file in home.record_files().iter().filter(|name| !name.contains("/secret.")) {
+        let path = home.dir.path().join("state/records").join(file);
+        if path.is_file() {
+            assert!(!contains(&path, "new-value-91c2") && !contains(&path, "hush-hush-7f3a"), "{file}");
+        }
+    }
+    for name in ["state.db", "state.db-wal"] {
+        assert!(!contains(&home.dir.path().join("state").join(name), "new-value"), "{name}");
+    }
+    workspaces.start(&id, Workspace, &NoProgress).await.unwrap();
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    assert_eq!(run(&machine, "cat /run/pyro-secrets/TOKEN").await.unwrap(), "new-value-91c2");
+    workspaces.delete(&id, Workspace).await.unwrap();
+    assert_eq!(home.record_files(), [""; 0]);
+    home.assert_no_machines().await;
+}
+
+fn secret(name: &str, value: &str) -> NewSecret {
+    NewSecret { name: name.to_owned(), value: value.as_bytes().to_vec().into(), kind: SecretKind::Literal }
+}
+
+/// Returns whether a file holds a text. The holes of a disk are not read.
+fn contains(path: &std::path::Path, needle: &str) -> bool {
+    use std::io::{Read, Seek};
+    let Ok(mut file) = std::fs::File::open(path) else { return false };
+    let finder = aho_corasick::AhoCorasick::new([needle]).unwrap();
+    let mut at = 0;
+    while let Ok(from) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        let to = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(from)).unwrap();
+        file.seek(std::io::SeekFrom::Start(from)).unwrap();
+        if finder.stream_find_iter((&file).take(to - from)).next().is_some() {
+            return true;
+        }
+        at = to;
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots machines"]
+async fn published_ports_outlive_the_client() {
+    use std::{
+        io::{Read, Write},
+        net::{Shutdown, TcpStream},
+    };
+    let home = Home::new();
+    let workspaces = home.workspaces();
+    let id = workspaces.create(new(Workspace), &NoProgress).await.unwrap().record.id;
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    // Says its first line back in capitals; one connection after another.
+    let server = "use Socket; socket(S,PF_INET,SOCK_STREAM,0); setsockopt(S,SOL_SOCKET,SO_REUSEADDR,1); \
+        bind(S,sockaddr_in(8080,INADDR_LOOPBACK)) or die; listen(S,64); \
+        while(accept(C,S)){ my $all=''; while(sysread(C,my $b,65536)){$all.=$b} syswrite(C,uc $all); close C }";
+    run(&machine, &format!("which perl && (setsid perl -e '{server}' >/dev/null 2>&1 &) ; sleep 1")).await.unwrap();
+    drop(machine);
+    let machine = home.workspaces().machine(&id, Workspace).await.unwrap();
+    let port = machine.publish(8080, None, Some("web".to_owned())).await.unwrap();
+    let closed = machine.publish(8081, None, None).await.unwrap();
+    assert_eq!(machine.published().await.unwrap(), [port.clone(), closed.clone()]);
+    let error = machine.publish(8080, Some(port.host_port), None).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::AlreadyExists);
+    drop(machine);
+    drop(workspaces);
+
+    let ask = |port: u16, bytes: &[u8]| {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let bytes = bytes.to_vec();
+        std::thread::spawn(move || {
+            let mut writer = client.try_clone().unwrap();
+            let sent = std::thread::spawn(move || {
+                let _ = writer.write_all(&bytes);
+                let _ = writer.shutdown(Shutdown::Write);
+            });
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer);
+            sent.join().unwrap();
+            answer
+        })
+    };
+    assert_eq!(ask(port.host_port, b"hello").join().unwrap(), b"HELLO");
+    let large = vec![b'x'; 2 << 20];
+    assert_eq!(ask(port.host_port, &large).join().unwrap(), large.to_ascii_uppercase());
+    let many: Vec<_> = (0..32).map(|n| (n, ask(port.host_port, format!("n{n}").as_bytes()))).collect();
+    for (n, answer) in many {
+        assert_eq!(answer.join().unwrap(), format!("N{n}").as_bytes());
+    }
+    // Nothing listens in the guest: the connection is closed without a byte.
+    assert_eq!(ask(closed.host_port, b"").join().unwrap(), b"");
+
+    let workspaces = home.workspaces();
+    let machine = workspaces.machine(&id, Workspace).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", port.host_port)).unwrap();
+    open.write_all(b"x").unwrap();
+    machine.unpublish(port.host_port).await.unwrap();
+    assert_eq!(machine.unpublish(port.host_port).await.unwrap_err().code(), ErrorCode::NotFound);
+    assert_eq!(open.read(&mut [0; 1]).unwrap_or(0), 0, "a withdrawn port cuts its connections");
+    assert!(TcpStream::connect(("127.0.0.1", port.host_port)).is_err());
+    workspaces.stop(&id, Workspace).await.unwrap();
+    assert!(TcpStream::connect(("127.0.0.1", closed.host_port)).is_err());
+    workspaces.delete(&id, Workspace).await.unwrap();
     home.assert_no_machines().await;
 }

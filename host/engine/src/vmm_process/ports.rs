@@ -16,13 +16,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
+use pyro_agent_protocol::AGENT_PORT;
 use pyro_vmm::vsock::VsockHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
 
 use crate::{
     error::{EngineError, ErrorCode},
+    guest::ports::{tcp_answer, tcp_answer_length, tcp_request},
     spec::PublishedPort,
 };
 
@@ -32,6 +35,8 @@ const MAX_PORTS: usize = 64;
 const MAX_CONNECTIONS: usize = 128;
 /// Longest name of an owner, in bytes.
 const MAX_OWNER: usize = 128;
+/// How long the guest may take to connect to its own port.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes on their way in one direction.
 const BUFFER: usize = 32 * 1024;
 /// A relay's thread keeps its buffers on the heap.
@@ -205,8 +210,19 @@ fn serve(client: TcpStream, connections: &Connections, vsock: &VsockHandle, gues
 }
 
 /// Connects to a port of the guest's loopback.
-fn connect(_vsock: &VsockHandle, _port: u16) -> Result<UnixStream, EngineError> {
-    Err(EngineError::new(ErrorCode::NotStarted, "this guest agent does not know the operation"))
+fn connect(vsock: &VsockHandle, port: u16) -> Result<UnixStream, EngineError> {
+    let failed = |e: io::Error| EngineError::io("connect to the guest", &e);
+    let mut stream =
+        vsock.connect_wait(AGENT_PORT).map_err(|e| EngineError::new(ErrorCode::NotStarted, e.to_string()))?;
+    stream.set_read_timeout(Some(CONNECT_LIMIT)).map_err(failed)?;
+    stream.write_all(&tcp_request(port)?).map_err(failed)?;
+    // Not a byte more than the answer: what follows is the connection's.
+    let mut frame = vec![0; 4];
+    stream.read_exact(&mut frame).map_err(failed)?;
+    frame.resize(4 + tcp_answer_length(&frame)?, 0);
+    stream.read_exact(frame.get_mut(4..).unwrap_or_default()).map_err(failed)?;
+    tcp_answer(&frame)?;
+    Ok(stream)
 }
 
 /// Passes bytes both ways until both directions have ended, each in its own time.
@@ -312,8 +328,6 @@ fn not_bound(port: u16, error: &io::Error) -> EngineError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
