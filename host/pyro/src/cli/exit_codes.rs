@@ -3,13 +3,13 @@
 use crate::printer::Printer;
 
 const TEXT: &str = "\
-Exit codes of `pyro run`:
+Exit codes of commands that run something in a guest, as `pyro run` and `pyro workspace exec`:
   the command's own  the command ran to its end
   124                the command was killed because its time was over (--timeout-seconds)
   125                pyro failed, so there is no exit code of the command
   126, 127           from the guest's shell: not executable, not found
   128 + N            signal N ended the command in the guest; 137 is SIGKILL
-  130, 143           Ctrl-C or SIGTERM ended pyro; the command and its microVM ended with it
+  130, 143           Ctrl-C or SIGTERM ended pyro, and the command with it
 
 Exit codes of all other commands:
   0                  done

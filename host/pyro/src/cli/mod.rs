@@ -5,6 +5,7 @@ mod doctor;
 mod env;
 mod exit_codes;
 mod mcp;
+mod plugin;
 mod profile;
 mod tool;
 pub mod vmm;
@@ -106,6 +107,7 @@ enum Command {
     Env(env::Args),
     Mcp(mcp::Args),
     Profile(profile::Args),
+    Plugin(plugin::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
     #[command(name = "exit-codes", hide = true)]
@@ -187,6 +189,7 @@ fn dispatch(cli: Cli, all: clap::Command, printer: &Arc<Printer>) -> Result<u8, 
         Command::Env(args) => with_runtime(args.run(context()?)),
         Command::Mcp(args) => with_runtime(args.run(context()?)),
         Command::Profile(args) => args.run(&context()?),
+        Command::Plugin(args) => args.run(&context()?),
         Command::Doctor(args) => with_runtime(args.run(context()?)),
         Command::Completions(args) => Ok(args.run(all, printer)),
         Command::ExitCodes(args) => Ok(args.run(printer)),
