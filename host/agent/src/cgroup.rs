@@ -172,6 +172,16 @@ impl ExecCgroup {
         Ok(read_key(self.events.as_fd(), "populated")?.unwrap_or(0) != 0)
     }
 
+    /// Returns the processes in the cgroup, without those in cgroups that they made below it.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn processes(&self) -> io::Result<Vec<i32>> {
+        let file = openat(&self.dir, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let text = io::read_to_string(std::fs::File::from(file))?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
     /// Kills every process in the cgroup and below it.
     ///
     /// # Errors

@@ -53,7 +53,11 @@ pub struct Context {
 }
 
 impl Context {
-    fn watch(&self, fd: BorrowedFd<'_>, token: Token, kind: Kind, flags: EventFlags) -> io::Result<()> {
+    /// Makes events of `fd` known under `token` and `kind`.
+    ///
+    /// # Errors
+    /// When the system has no memory left.
+    pub fn watch(&self, fd: BorrowedFd<'_>, token: Token, kind: Kind, flags: EventFlags) -> io::Result<()> {
         let data = EventData::new_u64(token.with(kind).to_u64());
         epoll::add(&self.epoll, fd, data, flags | EventFlags::ET)?;
         Ok(())
@@ -143,6 +147,7 @@ impl Exec {
             cwd: prepared.cwd.as_fd(),
             stdio: [child_stdin.as_ref().unwrap_or(&context.null).as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
             cgroup: cgroup.as_ref().map(ExecCgroup::dir),
+            on_terminal: false,
         };
         let started = Instant::now();
         let spawned = match context.spawner.spawn(&command) {
@@ -221,7 +226,7 @@ impl Exec {
             Kind::Stdin => self.stdin.iter_mut().for_each(|stdin| stdin.writable = true),
             Kind::MainProcess => self.may_have_ended = true,
             Kind::Cgroup => self.may_be_empty = true,
-            Kind::Listener | Kind::ChildSignal | Kind::Stream | Kind::Workers => {}
+            _ => {}
         }
     }
 
@@ -476,13 +481,18 @@ fn pump_output(
     false
 }
 
-fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+/// Returns true when the process has ended.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd, rustix::event::PollFlags::IN)];
     let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|count| count > 0)
 }
 
-fn reap_blocking(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+/// Reaps the process once it has ended.
+///
+/// # Errors
+/// When it is no child.
+pub fn reap_blocking(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
     Ok(())

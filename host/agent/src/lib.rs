@@ -12,7 +12,9 @@
 //! main ── init ──────────► server ──────────► shutdown
 //!         modules, root,   accept ─► operation ─► stream (frames)
 //!         mounts, cgroups            ├─► exec ─► spawn, cgroup
-//!                                    └─► worker (thread) ─► files
+//!                                    ├─► worker (thread) ─► files, probes
+//!                                    ├─► relay
+//!                                    └─► kept: terminals, services
 //! ```
 //!
 //! Deliberately absent: configuration files, a shell, users, and any trust in what the commands do. They run as root in
@@ -24,9 +26,11 @@ mod exec;
 pub mod facts;
 mod files;
 pub mod init;
+mod kept;
 mod operation;
 mod peer;
 mod probe;
+mod relay;
 pub mod server;
 pub mod shutdown;
 mod spawn;

@@ -2,13 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use pyro_agent_protocol::{GuestFrame, HostFrame, Op, Open, PROTOCOL, PROTOCOL_MIN, ShutdownMode, codes};
+use pyro_agent_protocol::{
+    Done, ErrorReply, GuestFrame, HostFrame, Op, Open, PROTOCOL, PROTOCOL_MIN, ShutdownMode, codes, encode_stderr,
+    encode_stdout,
+};
 
-use rustix::event::epoll;
+use rustix::event::epoll::{self, EventFlags};
 
 use crate::environment::error;
 use crate::exec::{Context, Exec};
 use crate::facts::{BootFacts, apply, hello};
+use crate::kept::{Kept, Wait};
+use crate::relay::{Connecting, Relay};
 use crate::server::{Kind, Token};
 use crate::stream::Stream;
 use crate::worker::{Worker, Workers};
@@ -35,6 +40,14 @@ enum State {
     Queued(Op),
     /// A worker does it, and has the connection.
     Working(Worker),
+    /// What is kept must change first.
+    Waiting(Wait),
+    /// What the host sends is typed into this terminal.
+    Typing(String),
+    /// A port is being connected to.
+    Connecting(Connecting),
+    /// It is connected to, and the relay has the host's connection.
+    Relaying(Box<Relay>),
     /// The last frame is queued.
     Closing,
     /// The guest is to end; the stream belongs to whoever ends it.
@@ -47,6 +60,8 @@ pub struct Shared {
     pub context: Context,
     /// For operations that block.
     pub workers: Workers,
+    /// What outlives operations.
+    pub kept: Kept,
     /// A buffer for reads, of [`DATA_CHUNK_BYTES`](pyro_agent_protocol::DATA_CHUNK_BYTES).
     pub scratch: Vec<u8>,
     /// Since the boot.
@@ -82,11 +97,11 @@ impl Operation {
 
     /// Notes that a descriptor is ready.
     pub fn on_event(&mut self, kind: Kind, readable: bool, writable: bool, hung_up: bool) {
-        if kind != Kind::Stream {
-            if let State::Exec(exec) = &mut self.state {
-                exec.on_event(kind);
-            }
-            return;
+        match &mut self.state {
+            State::Relaying(relay) => return relay.on_event(kind == Kind::Stream, readable, writable),
+            State::Connecting(connecting) if kind == Kind::Relay => return connecting.on_event(),
+            State::Exec(exec) if kind != Kind::Stream => return exec.on_event(kind),
+            _ => {}
         }
         if let Some(stream) = &mut self.stream {
             stream.readable |= readable;
@@ -113,6 +128,20 @@ impl Operation {
         if matches!(self.state, State::Queued(_)) && shared.workers.has_room() {
             self.start_worker(shared);
         }
+        match &mut self.state {
+            State::Waiting(wait) => match shared.kept.check(wait, now) {
+                Ok(None) => {}
+                Ok(Some(frames)) => self.answer(&frames),
+                Err(reply) => self.answer(&[GuestFrame::Error(reply)]),
+            },
+            State::Connecting(connecting) => match connecting.check(now) {
+                Ok(false) => {}
+                Ok(true) => progress |= self.start_relay(),
+                Err(reply) => self.answer(&[GuestFrame::Error(reply)]),
+            },
+            State::Relaying(relay) => progress |= relay.pump(&mut shared.scratch),
+            _ => {}
+        }
         if let State::Opening { until } = &self.state
             && *until <= now
         {
@@ -129,9 +158,12 @@ impl Operation {
         match (&self.state, &self.stream) {
             (State::Exec(_) | State::ShuttingDown(_), _) => false,
             (State::Working(worker), _) => worker.is_done(),
-            (State::Queued(_), Some(stream)) => stream.gone || stream.hung_up,
+            (State::Relaying(relay), _) => relay.is_done(),
+            (State::Queued(_) | State::Waiting(_) | State::Connecting(_), Some(stream)) => {
+                stream.gone || stream.hung_up
+            }
             (_, None) => true,
-            (State::Opening { .. }, Some(stream)) => stream.gone,
+            (State::Opening { .. } | State::Typing(_), Some(stream)) => stream.gone,
             (State::Closing, Some(stream)) => stream.gone || stream.is_flushed(),
         }
     }
@@ -154,8 +186,22 @@ impl Operation {
         match &self.state {
             State::Opening { until } => Some(*until),
             State::Exec(exec) => exec.wake_at(),
-            State::Queued(_) | State::Working(_) | State::Closing | State::ShuttingDown(_) => None,
+            State::Waiting(Wait::Read { wake, .. }) => Some(*wake),
+            State::Waiting(Wait::Service { until, .. }) => *until,
+            State::Connecting(connecting) => Some(connecting.until()),
+            State::Waiting(Wait::Close(_))
+            | State::Queued(_)
+            | State::Working(_)
+            | State::Typing(_)
+            | State::Relaying(_)
+            | State::Closing
+            | State::ShuttingDown(_) => None,
         }
+    }
+
+    /// True when a change of what is kept may be news to it.
+    pub fn awaits_kept(&self) -> bool {
+        matches!(self.state, State::Waiting(_))
     }
 
     /// True when a worker's end may be news to it.
@@ -173,9 +219,9 @@ impl Operation {
     /// Reads frames while they are wanted and acts on them.
     fn receive(&mut self, shared: &mut Shared, now: Instant) -> bool {
         let wanted = match &self.state {
-            State::Opening { .. } => true,
+            State::Opening { .. } | State::Typing(_) => true,
             State::Exec(exec) => exec.has_room(),
-            State::Queued(_) | State::Working(_) | State::Closing | State::ShuttingDown(_) => false,
+            _ => false,
         };
         let Some(stream) = self.stream.as_mut().filter(|_| wanted) else {
             return false;
@@ -192,7 +238,7 @@ impl Operation {
                     break;
                 }
             }
-            if !matches!(self.state, State::Opening { .. } | State::Exec(_)) {
+            if !matches!(self.state, State::Opening { .. } | State::Exec(_) | State::Typing(_)) {
                 break;
             }
         }
@@ -203,7 +249,7 @@ impl Operation {
         let violation = |what: &str| Err((codes::PROTOCOL_VIOLATION, what.to_owned()));
         let result = match (&mut self.state, frame) {
             (_, HostFrame::Unknown(_)) => Ok(()),
-            (State::Opening { .. }, HostFrame::Open(open)) => return self.open(open, shared),
+            (State::Opening { .. }, HostFrame::Open(open)) => return self.open(open, shared, now),
             (State::Exec(exec), HostFrame::Stdin(bytes)) => {
                 if exec.feed(&bytes) {
                     Ok(())
@@ -222,6 +268,16 @@ impl Operation {
                     Err((codes::INVALID_ARGUMENT, format!("unknown signal {name:?}")))
                 }
             }
+            (State::Typing(id), HostFrame::Data(bytes)) => {
+                match shared.kept.with_terminal(id, |terminal| terminal.write(&bytes)) {
+                    Ok(_) => Ok(()),
+                    Err(reply) => return self.answer(&[GuestFrame::Error(reply)]),
+                }
+            }
+            (State::Typing(id), HostFrame::DataEof) => {
+                let frame = shared.kept.with_terminal(id, |_| Ok(())).unwrap_or_else(GuestFrame::Error);
+                return self.answer(&[frame]);
+            }
             (State::Exec(_), HostFrame::Open(_)) => violation("a second Open frame"),
             (_, _) => violation("the first frame is not Open"),
         };
@@ -230,7 +286,7 @@ impl Operation {
         }
     }
 
-    fn open(&mut self, open: Open, shared: &mut Shared) {
+    fn open(&mut self, open: Open, shared: &mut Shared, now: Instant) {
         let Some(stream) = &mut self.stream else {
             return;
         };
@@ -265,14 +321,42 @@ impl Operation {
                 | Op::FileArchive(_)
                 | Op::FileExtract(_)
                 | Op::ServiceProbe(_) => (None, State::Queued(open.op)),
+                Op::TcpConnect(request) => match Connecting::start(request.port, now) {
+                    Ok(connecting) => {
+                        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP;
+                        match shared.context.watch(connecting.fd(), self.token, Kind::Relay, flags) {
+                            Ok(()) => (None, State::Connecting(connecting)),
+                            Err(reason) => {
+                                let message = format!("cannot watch a connection: {reason}");
+                                (Some(GuestFrame::Error(error(codes::INTERNAL, message))), State::Closing)
+                            }
+                        }
+                    }
+                    Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
+                },
+                Op::TerminalWrite(request) => match shared.kept.with_terminal(&request.id, |_| Ok(())) {
+                    Ok(_) => (None, State::Typing(request.id)),
+                    Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
+                },
                 Op::Unsupported(name) => {
                     let message = format!("this agent does not know operation {name:?}");
                     (Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))), State::Closing)
                 }
-                _ => {
-                    let message = "this agent does not know the operation yet";
-                    (Some(GuestFrame::Error(error(codes::UNSUPPORTED, message))), State::Closing)
-                }
+                op => match keep(op, shared, now) {
+                    Ok(Answer::Wait(wait)) => (None, State::Waiting(wait)),
+                    Ok(Answer::Frames(frames)) => {
+                        for frame in frames {
+                            stream.queue(&frame);
+                        }
+                        (None, State::Closing)
+                    }
+                    Ok(Answer::Logs { stdout, stderr, truncated }) => {
+                        stream.queue_data(&stdout, encode_stdout);
+                        stream.queue_data(&stderr, encode_stderr);
+                        (Some(GuestFrame::Done(Done { truncated, ..Done::default() })), State::Closing)
+                    }
+                    Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
+                },
             }
         };
         if let Some(frame) = frame {
@@ -299,6 +383,27 @@ impl Operation {
         } else {
             self.state = State::Closing;
         }
+    }
+
+    /// Queues the last frames.
+    fn answer(&mut self, frames: &[GuestFrame]) {
+        if let Some(stream) = &mut self.stream {
+            for frame in frames {
+                stream.queue(frame);
+            }
+        }
+        self.state = State::Closing;
+    }
+
+    /// Hands the connection to a relay. Returns true, because bytes may wait.
+    fn start_relay(&mut self) -> bool {
+        if let (State::Connecting(connecting), Some(stream)) =
+            (std::mem::replace(&mut self.state, State::Closing), self.stream.take())
+        {
+            let (host, decoder) = stream.into_parts();
+            self.state = State::Relaying(Box::new(connecting.relay(host, decoder.into_rest())));
+        }
+        true
     }
 
     /// Hands the connection to a worker.
@@ -328,4 +433,49 @@ impl Operation {
             }
         }
     }
+}
+
+/// What is said about terminals and services.
+enum Answer {
+    Frames(Vec<GuestFrame>),
+    Logs { stdout: Vec<u8>, stderr: Vec<u8>, truncated: bool },
+    Wait(Wait),
+}
+
+/// Does what concerns terminals and services.
+fn keep(op: Op, shared: &mut Shared, now: Instant) -> Result<Answer, ErrorReply> {
+    let Shared { kept, context, .. } = shared;
+    let done = || GuestFrame::Done(Done::default());
+    let frame = match op {
+        Op::TerminalOpen(request) => kept.open_terminal(&request, context)?,
+        Op::TerminalList(_) => return Ok(Answer::Frames(kept.terminals().chain([done()]).collect())),
+        Op::TerminalRead(request) => return Ok(Answer::Wait(Wait::Read { request, since: now, wake: now })),
+        Op::TerminalResize(request) => {
+            kept.with_terminal(&request.id, |terminal| terminal.resize(request.cols, request.rows))?
+        }
+        Op::TerminalSignal(request) => kept.with_terminal(&request.id, |terminal| terminal.signal(&request.signal))?,
+        Op::TerminalClose(request) => return Ok(Answer::Wait(kept.close_terminal(&request.id, now)?)),
+        Op::ServiceStart(request) => kept.start_service(request, context)?,
+        Op::ServiceStatus(request) => kept.with_service(&request.name, |_| Ok(()))?,
+        Op::ServiceList(_) => return Ok(Answer::Frames(kept.services().chain([done()]).collect())),
+        Op::ServiceLogs(request) => {
+            let (stdout, stderr, truncated) = kept.service_logs(&request.name)?;
+            return Ok(Answer::Logs { stdout, stderr, truncated });
+        }
+        Op::ServiceStop(request) => {
+            let grace = Duration::from_millis(u64::from(request.grace_ms));
+            return Ok(Answer::Wait(kept.stop_service(&request.name, grace, now)?));
+        }
+        Op::ServiceRemove(request) => {
+            kept.remove_service(&request.name)?;
+            done()
+        }
+        Op::ServiceAnnotate(request) => kept.with_service(&request.name, |service| service.annotate(request.meta))?,
+        Op::ServiceWait(request) => {
+            let until = now + Duration::from_millis(u64::from(request.max_ms));
+            return Ok(Answer::Wait(kept.await_service(&request.name, until)?));
+        }
+        _ => return Err(error(codes::INTERNAL, "nobody does this operation")),
+    };
+    Ok(Answer::Frames(vec![frame]))
 }

@@ -17,6 +17,7 @@ use crate::cgroup::CgroupRoot;
 use crate::environment::error;
 use crate::exec::Context;
 use crate::facts::BootFacts;
+use crate::kept::Kept;
 use crate::operation::{Operation, Shared};
 use crate::spawn::Spawner;
 use crate::stream::Stream;
@@ -98,6 +99,18 @@ pub enum Kind {
     Cgroup = 7,
     /// The descriptor that tells of ended workers.
     Workers = 8,
+    /// The guest's side of a relay.
+    Relay = 9,
+    /// A terminal's pidfd.
+    TerminalProcess = 10,
+    /// Our side of a terminal.
+    TerminalMaster = 11,
+    /// A service's pidfd.
+    ServiceProcess = 12,
+    /// The pipe from a service's stdout.
+    ServiceStdout = 13,
+    /// The pipe from a service's stderr.
+    ServiceStderr = 14,
 }
 
 /// Names a descriptor in the epoll set: its kind, its operation's slot, and which operation of that slot.
@@ -109,6 +122,11 @@ pub struct Token {
 }
 
 impl Token {
+    /// Returns the token of something that no operation owns, by its number.
+    pub fn kept(number: u32) -> Self {
+        Self { kind: Kind::TerminalProcess, slot: 0, generation: number }
+    }
+
     /// Returns the token of another descriptor of the same operation.
     pub fn with(self, kind: Kind) -> Self {
         Self { kind, ..self }
@@ -130,6 +148,12 @@ impl Token {
             6 => Kind::Stderr,
             7 => Kind::Cgroup,
             8 => Kind::Workers,
+            9 => Kind::Relay,
+            10 => Kind::TerminalProcess,
+            11 => Kind::TerminalMaster,
+            12 => Kind::ServiceProcess,
+            13 => Kind::ServiceStdout,
+            14 => Kind::ServiceStderr,
             _ => return None,
         };
         let slot = u16::try_from((value >> 8) & 0xffff).ok()?;
@@ -190,6 +214,7 @@ impl Server {
         let shared = Shared {
             context,
             workers,
+            kept: Kept::default(),
             scratch: vec![0; DATA_CHUNK_BYTES],
             boot: config.boot,
             owns_system,
@@ -253,6 +278,10 @@ impl Server {
             for event in &events {
                 self.on_event(*event);
             }
+            let shared = &mut self.shared;
+            if shared.kept.turn(now, &mut shared.scratch, &mut shared.context) {
+                self.wake_those(Operation::awaits_kept);
+            }
             self.wake_expired(now);
         }
     }
@@ -308,6 +337,16 @@ impl Server {
                 self.shared.workers.clear_ended();
                 self.wake_those(Operation::awaits_worker);
             }
+            kind @ (Kind::TerminalProcess
+            | Kind::TerminalMaster
+            | Kind::ServiceProcess
+            | Kind::ServiceStdout
+            | Kind::ServiceStderr) => {
+                let broken = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+                let readable = broken || flags.contains(EventFlags::IN);
+                let writable = broken || flags.contains(EventFlags::OUT);
+                self.shared.kept.on_event(token.generation, kind, readable, writable);
+            }
             kind => {
                 let Some(slot) = self.slots.get_mut(usize::from(token.slot)) else {
                     return;
@@ -357,11 +396,11 @@ impl Server {
     }
 
     fn timeout(&self, now: Instant) -> Option<Timespec> {
-        if !self.due.is_empty() || self.accept_due || self.reap_due {
+        if !self.due.is_empty() || self.accept_due || self.reap_due || self.shared.kept.has_more() {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let operations = self.slots.iter().filter_map(|slot| slot.operation.as_ref());
-        let mut wake = operations.filter_map(Operation::wake_at).min();
+        let mut wake = operations.filter_map(Operation::wake_at).chain(self.shared.kept.wake_at()).min();
         if self.shared.context.cgroups.as_ref().is_some_and(CgroupRoot::wants_tidying) {
             let tidy = self.tidy_after.unwrap_or(now + IDLE).max(now + IDLE);
             wake = Some(wake.map_or(tidy, |wake| wake.min(tidy)));
@@ -446,6 +485,11 @@ impl Server {
                 .slots
                 .iter()
                 .position(|slot| slot.operation.as_ref().and_then(Operation::unreaped_pid) == Some(pid));
+            if owner.is_none() && self.shared.kept.on_child(pid) {
+                // As below: it is reaped in its turn.
+                self.reap_due = true;
+                return;
+            }
             match owner.and_then(|index| u16::try_from(index).ok()) {
                 None => {
                     let _ = crate::sys::reap_child(pid);

@@ -32,6 +32,8 @@ pub struct Command<'a> {
     pub stdio: [BorrowedFd<'a>; 3],
     /// The directory of the cgroup to start in.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whether standard input is a terminal, which then controls the new session.
+    pub on_terminal: bool,
 }
 
 /// A started process, leader of its own session and process group.
@@ -106,6 +108,7 @@ impl Spawner {
             envp: envp.as_ptr(),
             cwd: command.cwd.as_raw_fd(),
             stdio,
+            on_terminal: command.on_terminal,
             files: self.files,
             failure: Failure { stage: Stage::None, errno: 0 },
         };
@@ -141,6 +144,7 @@ impl Spawner {
             Stage::None => return Ok(Spawned { pid, pidfd }),
             Stage::Exec => SpawnError::Exec(Errno::from_raw_os_error(failure.errno)),
             Stage::Stdio => system("dup2"),
+            Stage::Terminal => system("take the terminal"),
             Stage::Cwd => system("fchdir"),
         };
         // The child has called _exit; CLONE_VFORK means that it is a zombie by now or will be in a moment.
@@ -195,6 +199,7 @@ struct Child {
     envp: *const *const libc::c_char,
     cwd: RawFd,
     stdio: [RawFd; 3],
+    on_terminal: bool,
     files: libc::rlimit,
     failure: Failure,
 }
@@ -209,6 +214,7 @@ struct Failure {
 enum Stage {
     None,
     Stdio,
+    Terminal,
     Cwd,
     Exec,
 }
@@ -269,6 +275,9 @@ unsafe extern "C" fn child_main(child: *mut Child) -> ! {
             if libc::dup2(fd, target) < 0 {
                 fail(child, Stage::Stdio);
             }
+        }
+        if (*child).on_terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+            fail(child, Stage::Terminal);
         }
         if libc::fchdir((*child).cwd) < 0 {
             fail(child, Stage::Cwd);

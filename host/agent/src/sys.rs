@@ -139,6 +139,18 @@ pub fn signal_group(group: i32, number: i32) -> io::Result<()> {
     check(unsafe { libc::kill(-group, number) }).map(drop)
 }
 
+/// Sends signal `number` to process `pid`.
+///
+/// # Errors
+/// `ESRCH` when it is gone, `EINVAL` for an unknown signal or a process below 2.
+pub fn signal_process(pid: i32, number: i32) -> io::Result<()> {
+    if pid < 2 {
+        return Err(Errno::INVAL.into());
+    }
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::kill(pid, number) }).map(drop)
+}
+
 /// Sends signal `number` to every process but the caller. Only PID 1 of a guest may call it.
 pub fn signal_everybody(number: i32) {
     if rustix::process::getpid().is_init() {

@@ -100,7 +100,10 @@ fn snapshot(dir: &Path) -> BTreeMap<PathBuf, String> {
     all
 }
 
-fn tar_of(entries: &[(&str, u8, &str)]) -> Vec<u8> {
+/// A name, a type, and content or target.
+type TarEntry<'a> = (&'a str, u8, &'a str);
+
+fn tar_of(entries: &[TarEntry<'_>]) -> Vec<u8> {
     let mut out = Vec::new();
     for (path, kind, content) in entries {
         let mut header = tar::Header::new_ustar();
@@ -472,7 +475,7 @@ fn a_bad_archive_changes_nothing() {
     symlink("dir", tree.root().join("to/in")).unwrap();
     let before = tree.snapshot();
     let good = ("new", b'0', "new");
-    let cases: &[(&[(&str, u8, &str)], &str)] = &[
+    let cases: &[(&[TarEntry<'_>], &str)] = &[
         (&[good, ("/etc/evil", b'0', "x")], codes::INVALID_ARGUMENT),
         (&[good, ("../evil", b'0', "x")], codes::INVALID_ARGUMENT),
         (&[good, ("a/../../evil", b'0', "x")], codes::INVALID_ARGUMENT),

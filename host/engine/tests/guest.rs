@@ -12,9 +12,11 @@ use std::{
 
 use pyro_engine::{
     AgentSource, BootFiles, Content, Engine, EngineOptions, ErrorCode, ExecCommand, ExecEvent, ExecRequest, FileChange,
-    FileKind, Machine, MachineSpec, NoProgress, Paths, environments::Environments,
+    FileKind, Machine, MachineSpec, NoProgress, Paths, Readiness, ServiceConfig, TerminalRequest, TerminalState,
+    environments::Environments,
 };
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Host {
     machine: Machine,
@@ -186,4 +188,115 @@ async fn a_guest_that_is_asked_to_ends_by_itself() {
     tokio::time::timeout(Duration::from_secs(20), host.machine.ended()).await.expect("the machine ends");
     let error = host.machine.archive("/", "/etc", into).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::MachineDied, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots a machine"]
+async fn a_terminal_is_kept_between_calls() {
+    let host = boot().await;
+    let machine = &host.machine;
+    let request = TerminalRequest { cwd: "/workspace".to_owned(), cols: 100, rows: 30, env: Vec::new() };
+    let opened = machine.terminal_open(request).await.unwrap();
+    assert_eq!((opened.state, opened.cols, opened.rows), (TerminalState::Running, 100, 30));
+    let id = opened.id.as_str();
+    let until = async |wanted: &str| {
+        let begun = Instant::now();
+        loop {
+            let read = machine.terminal_read(id, 0, u32::MAX, Some(Duration::from_millis(50))).await.unwrap();
+            let text = String::from_utf8_lossy(&read.data).into_owned();
+            if text.contains(wanted) {
+                return read;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "never {wanted:?} in {text:?}");
+        }
+    };
+    until("pyro$ ").await;
+    machine.terminal_write(id, b"stty size; echo $0-$PWD-$((6*7)); tty\n").await.unwrap();
+    until("30 100").await;
+    until("bash-/workspace-42").await;
+    until("/dev/pts/").await;
+    machine.terminal_resize(id, 90, 20).await.unwrap();
+    machine.terminal_write(id, b"sh -c 'echo in$((1+1)); exec sleep 1000'\n").await.unwrap();
+    until("in2").await;
+    machine.terminal_signal(id, "INT").await.unwrap();
+    machine.terminal_write(id, b"echo code=$?; stty size\n").await.unwrap();
+    let read = until("20 90").await;
+    assert!(String::from_utf8_lossy(&read.data).contains("code=130"), "{}", String::from_utf8_lossy(&read.data));
+    let rest = machine.terminal_read(id, read.next, u32::MAX, None).await.unwrap();
+    assert!(rest.start >= read.next);
+    assert_eq!(machine.terminal_list().await.unwrap().len(), 1);
+    let closed = machine.terminal_close(id).await.unwrap();
+    assert!(closed.state == TerminalState::Stopped && closed.ended_at.is_some(), "{closed:?}");
+    let error = machine.terminal_read(id, 0, 1, None).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::NotFound, "{error}");
+    machine.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots a machine"]
+async fn a_service_is_kept_and_its_port_reached() {
+    let host = boot().await;
+    let machine = &host.machine;
+    // The image has perl but no server; a few lines make one that echoes and then adds a word.
+    let server = r#"
+        use Socket; $| = 1; print "up\n";
+        socket(S, PF_INET, SOCK_STREAM, 0); setsockopt(S, SOL_SOCKET, SO_REUSEADDR, 1);
+        bind(S, sockaddr_in(8080, INADDR_LOOPBACK)); listen(S, 9);
+        while (accept(C, S)) {
+            if (fork() == 0) { while (sysread(C, $b, 65536)) { syswrite(C, $b) } syswrite(C, "end"); exit }
+            close C
+        }"#;
+    let config = |name: &str, program| ServiceConfig {
+        name: name.to_owned(),
+        program,
+        cwd: "/workspace".to_owned(),
+        env: Vec::new(),
+        log_limit_bytes: 1 << 20,
+        meta: vec![("kind".to_owned(), "echo".to_owned())],
+    };
+    let program = ExecCommand::Argv(["perl", "-e", server].map(str::to_owned).to_vec());
+    let started = machine.service_start(config("echo", program.clone())).await.unwrap();
+    assert!(started.running && started.pid.is_some(), "{started:?}");
+    let error = machine.service_start(config("echo", program)).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::AlreadyExists, "{error}");
+    let missing = machine.service_start(config("x", ExecCommand::Argv(vec!["no-such".to_owned()]))).await.unwrap_err();
+    assert_eq!((missing.code(), missing.guest_code()), (ErrorCode::NotStarted, Some("not_found")));
+
+    let begun = Instant::now();
+    while !machine.service_probe(Readiness::Tcp("127.0.0.1".to_owned(), 8080)).await.unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the service never listened");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!machine.service_probe(Readiness::Http("http://localhost:81/".to_owned())).await.unwrap());
+    assert!(machine.service_probe(Readiness::File("/etc/passwd".to_owned())).await.unwrap());
+
+    // Both ways at once, and one end after the other.
+    let mut stream = machine.connect_tcp(8080).await.unwrap();
+    let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (mut reading, mut writing) = stream.split();
+    let mut received = Vec::new();
+    let (_, read) = tokio::join!(
+        async {
+            writing.write_all(&sent).await.unwrap();
+            writing.shutdown().await.unwrap();
+        },
+        reading.read_to_end(&mut received)
+    );
+    read.unwrap();
+    assert_eq!(received.len(), sent.len() + 3);
+    assert!(received.starts_with(&sent) && received.ends_with(b"end"));
+    assert_eq!(machine.connect_tcp(81).await.unwrap_err().code(), ErrorCode::NotFound);
+
+    let annotated = machine.service_annotate("echo", vec![("ready".to_owned(), "yes".to_owned())]).await.unwrap();
+    assert_eq!(annotated.meta.len(), 2);
+    assert!(machine.service_wait("echo", Duration::from_millis(50)).await.unwrap().running);
+    assert_eq!(machine.service_logs("echo").await.unwrap().stdout, b"up\n");
+    assert_eq!(machine.service_remove("echo").await.unwrap_err().code(), ErrorCode::InvalidState);
+    let stopped = machine.service_stop("echo", Duration::from_secs(5)).await.unwrap();
+    assert_eq!((stopped.running, stopped.signal.as_deref()), (false, Some("SIGTERM")));
+    assert_eq!(machine.service_status("echo").await.unwrap(), stopped);
+    assert_eq!(machine.service_list().await.unwrap(), [stopped]);
+    machine.service_remove("echo").await.unwrap();
+    assert!(machine.service_list().await.unwrap().is_empty());
+    machine.end().await.unwrap();
 }

@@ -3,7 +3,8 @@
 use std::{io, time::Duration};
 
 use pyro_agent_protocol::{
-    AGENT_PORT, Done, ErrorReply, FrameDecoder, GuestFrame, HostFrame, Op, Open, codes, encode_host_data,
+    AGENT_PORT, Done, ErrorReply, FrameDecoder, GuestFrame, HostFrame, Op, Open, ServiceStatus, TerminalStatus, codes,
+    encode_host_data,
 };
 use tokio::net::UnixStream;
 
@@ -61,6 +62,13 @@ impl Call {
         // A VM process that refuses hangs up while a large request is still being written; its reply is read below.
         let _ = call.write(&bytes).await;
         Ok(call)
+    }
+
+    /// Lets the guest be silent for so much longer.
+    #[must_use]
+    pub(super) fn patient(mut self, wait: Duration) -> Self {
+        self.silence_limit = SILENCE_LIMIT.saturating_add(wait);
+        self
     }
 
     /// Sends a frame. Returns false when the guest takes no more; it has said why.
@@ -133,6 +141,22 @@ impl Call {
     pub(super) async fn done(&mut self) -> Result<Done, EngineError> {
         match self.next().await? {
             GuestFrame::Done(done) => Ok(done),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Reads an answer that is one terminal.
+    pub(super) async fn terminal(&mut self) -> Result<TerminalStatus, EngineError> {
+        match self.next().await? {
+            GuestFrame::Terminal(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Reads an answer that is one service.
+    pub(super) async fn service(&mut self) -> Result<ServiceStatus, EngineError> {
+        match self.next().await? {
+            GuestFrame::Service(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
         }
     }
@@ -233,4 +257,16 @@ pub(super) fn refused(reply: ErrorReply) -> EngineError {
 fn outcome_unknown(message: &str) -> EngineError {
     EngineError::new(ErrorCode::OutcomeUnknown, format!("{message}; the outcome of the operation is unknown"))
         .with_hint("look at what it was to change before doing it again")
+}
+
+/// Returns Unix seconds.
+pub(super) fn seconds(unix_ms: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are exact for 285,000 years")]
+    let ms = unix_ms as f64;
+    ms / 1000.0
+}
+
+/// Returns whole milliseconds, rounded up, as many as fit.
+pub(super) fn milliseconds(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }

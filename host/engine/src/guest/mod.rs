@@ -12,9 +12,3 @@ mod terminals;
 pub use files::{Content, FileChange, FileEntry, FileKind};
 pub use services::{Readiness, ServiceConfig, ServiceInfo, ServiceLogs};
 pub use terminals::{TerminalInfo, TerminalOutput, TerminalRequest, TerminalState};
-
-use crate::error::{EngineError, ErrorCode};
-
-fn unsupported() -> EngineError {
-    EngineError::new(ErrorCode::NotStarted, "this guest agent does not know the operation")
-}

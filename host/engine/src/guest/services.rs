@@ -2,8 +2,20 @@
 
 use std::time::Duration;
 
-use super::unsupported;
-use crate::{error::EngineError, exec::ExecCommand, machine::Machine};
+use pyro_agent_protocol::{
+    self as protocol, GuestFrame, Op, ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceStartRequest,
+    ServiceStatus, ServiceStopRequest, ServiceWaitRequest,
+};
+
+use super::call::{Call, milliseconds, seconds};
+use crate::{
+    error::{EngineError, ErrorCode},
+    exec::ExecCommand,
+    machine::Machine,
+};
+
+/// No agent keeps more of a stream.
+const LOG_LIMIT: usize = 16 * 1024 * 1024;
 
 /// A service to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +28,7 @@ pub struct ServiceConfig {
     pub cwd: String,
     /// Added to the guest's default environment.
     pub env: Vec<(String, String)>,
-    /// Bytes kept of each output stream; the oldest are dropped over it.
+    /// Bytes kept of each output stream, at most 16 MiB; the oldest are dropped over it.
     pub log_limit_bytes: u64,
     /// Kept with the service for whoever asks.
     pub meta: Vec<(String, String)>,
@@ -72,8 +84,25 @@ impl Machine {
     /// `already_exists` while one of that name runs, `not_started` when the program cannot be executed,
     /// `invalid_argument`, `limit_exceeded`, `outcome_unknown` when the connection was lost.
     pub async fn service_start(&self, config: ServiceConfig) -> Result<ServiceInfo, EngineError> {
-        let _ = config;
-        Err(unsupported())
+        let request = ServiceStartRequest {
+            name: config.name,
+            program: match config.program {
+                ExecCommand::Argv(argv) => protocol::Program::Argv(argv),
+                ExecCommand::Shell(line) => protocol::Program::Shell(line),
+            },
+            cwd: config.cwd,
+            env: config.env,
+            log_limit_bytes: config.log_limit_bytes,
+            meta: config.meta,
+        };
+        let started = Call::change(self, Op::ServiceStart(request)).await?.service().await;
+        started.map(ServiceInfo::from).map_err(|error| match error.code() {
+            // Not the service: its program.
+            ErrorCode::NotFound => EngineError::new(ErrorCode::NotStarted, error.message())
+                .with_guest_code(protocol::codes::NOT_FOUND)
+                .with_hint("check the name, or install the program in the guest"),
+            _ => error,
+        })
     }
 
     /// Returns a service.
@@ -81,8 +110,7 @@ impl Machine {
     /// # Errors
     /// `not_found` when there is no such service.
     pub async fn service_status(&self, name: &str) -> Result<ServiceInfo, EngineError> {
-        let _ = name;
-        Err(unsupported())
+        Ok(Call::look(self, Op::ServiceStatus(named(name))).await?.service().await?.into())
     }
 
     /// Returns the services, finished ones too, sorted by name.
@@ -90,7 +118,15 @@ impl Machine {
     /// # Errors
     /// `machine_died` and what else a lost connection means.
     pub async fn service_list(&self) -> Result<Vec<ServiceInfo>, EngineError> {
-        Err(unsupported())
+        let mut call = Call::look(self, Op::ServiceList(Default::default())).await?;
+        let mut all = Vec::new();
+        loop {
+            match call.next().await? {
+                GuestFrame::Service(status) => all.push((*status).into()),
+                GuestFrame::Done(_) => return Ok(all),
+                other => return Err(call.unexpected(&other)),
+            }
+        }
     }
 
     /// Returns what was kept of a service's output.
@@ -98,8 +134,19 @@ impl Machine {
     /// # Errors
     /// `not_found` when there is no such service.
     pub async fn service_logs(&self, name: &str) -> Result<ServiceLogs, EngineError> {
-        let _ = name;
-        Err(unsupported())
+        let mut call = Call::look(self, Op::ServiceLogs(named(name))).await?;
+        let mut logs = ServiceLogs { stdout: Vec::new(), stderr: Vec::new(), truncated: false };
+        loop {
+            match call.next().await? {
+                GuestFrame::Stdout(bytes) => logs.stdout.extend_from_slice(&bytes),
+                GuestFrame::Stderr(bytes) => logs.stderr.extend_from_slice(&bytes),
+                GuestFrame::Done(done) => return Ok(ServiceLogs { truncated: done.truncated, ..logs }),
+                other => return Err(call.unexpected(&other)),
+            }
+            if logs.stdout.len().max(logs.stderr.len()) > LOG_LIMIT {
+                return Err(call.broken("logs without end"));
+            }
+        }
     }
 
     /// Ends a service with TERM to its process tree and, after `grace`, KILL, and returns how it ended. One that has
@@ -108,8 +155,9 @@ impl Machine {
     /// # Errors
     /// `not_found` when there is no such service.
     pub async fn service_stop(&self, name: &str, grace: Duration) -> Result<ServiceInfo, EngineError> {
-        let _ = (name, grace);
-        Err(unsupported())
+        let request = ServiceStopRequest { name: name.to_owned(), grace_ms: milliseconds(grace) };
+        let mut call = Call::change(self, Op::ServiceStop(request)).await?.patient(grace);
+        Ok(call.service().await?.into())
     }
 
     /// Forgets a finished service and its logs.
@@ -117,8 +165,7 @@ impl Machine {
     /// # Errors
     /// `not_found`, `invalid_state` while it runs.
     pub async fn service_remove(&self, name: &str) -> Result<(), EngineError> {
-        let _ = name;
-        Err(unsupported())
+        Call::change(self, Op::ServiceRemove(named(name))).await?.done().await.map(drop)
     }
 
     /// Adds to a service's `meta`; a key that is there gets the new value.
@@ -126,8 +173,8 @@ impl Machine {
     /// # Errors
     /// `not_found`, `limit_exceeded` when it would become too large.
     pub async fn service_annotate(&self, name: &str, meta: Vec<(String, String)>) -> Result<ServiceInfo, EngineError> {
-        let _ = (name, meta);
-        Err(unsupported())
+        let request = ServiceAnnotateRequest { name: name.to_owned(), meta };
+        Ok(Call::change(self, Op::ServiceAnnotate(request)).await?.service().await?.into())
     }
 
     /// Returns a service once it has ended or `max` has passed.
@@ -135,8 +182,9 @@ impl Machine {
     /// # Errors
     /// `not_found` when there is no such service.
     pub async fn service_wait(&self, name: &str, max: Duration) -> Result<ServiceInfo, EngineError> {
-        let _ = (name, max);
-        Err(unsupported())
+        let request = ServiceWaitRequest { name: name.to_owned(), max_ms: milliseconds(max) };
+        let mut call = Call::look(self, Op::ServiceWait(request)).await?.patient(max);
+        Ok(call.service().await?.into())
     }
 
     /// Tries once, inside the guest, whether something is ready.
@@ -144,7 +192,30 @@ impl Machine {
     /// # Errors
     /// `invalid_argument` for an address that is none.
     pub async fn service_probe(&self, what: Readiness) -> Result<bool, EngineError> {
-        let _ = what;
-        Err(unsupported())
+        let what = match what {
+            Readiness::File(path) => protocol::Readiness::File(path),
+            Readiness::Tcp(host, port) => protocol::Readiness::Tcp(host, port),
+            Readiness::Http(address) => protocol::Readiness::Http(address),
+        };
+        Ok(Call::look(self, Op::ServiceProbe(ServiceProbeRequest { what })).await?.done().await?.ready)
+    }
+}
+
+fn named(name: &str) -> ServiceName {
+    ServiceName { name: name.to_owned() }
+}
+
+impl From<ServiceStatus> for ServiceInfo {
+    fn from(status: ServiceStatus) -> Self {
+        Self {
+            name: status.name,
+            pid: status.pid,
+            running: status.running,
+            started_at: seconds(status.started_ms),
+            ended_at: status.ended_ms.map(seconds),
+            exit_code: status.exit_code,
+            signal: status.signal,
+            meta: status.meta,
+        }
     }
 }

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use super::unsupported;
+use pyro_agent_protocol::{
+    GuestFrame, Op, TerminalId, TerminalOpenRequest, TerminalReadRequest, TerminalResizeRequest, TerminalSignalRequest,
+    TerminalStatus,
+};
+
+use super::call::{Call, milliseconds, seconds};
 use crate::{error::EngineError, machine::Machine};
 
 /// A terminal to open.
@@ -78,8 +83,9 @@ impl Machine {
     /// `invalid_argument` for a directory that is not there or a size outside 1 to 1000, `limit_exceeded` when the guest
     /// has as many terminals as it may, `outcome_unknown` when the connection was lost.
     pub async fn terminal_open(&self, request: TerminalRequest) -> Result<TerminalInfo, EngineError> {
-        let _ = request;
-        Err(unsupported())
+        let TerminalRequest { cwd, cols, rows, env } = request;
+        let request = TerminalOpenRequest { cwd, cols, rows, env };
+        Ok(Call::change(self, Op::TerminalOpen(request)).await?.terminal().await?.into())
     }
 
     /// Returns the terminals, ended ones too, in the order they were opened.
@@ -87,7 +93,15 @@ impl Machine {
     /// # Errors
     /// `machine_died` and what else a lost connection means.
     pub async fn terminal_list(&self) -> Result<Vec<TerminalInfo>, EngineError> {
-        Err(unsupported())
+        let mut call = Call::look(self, Op::TerminalList(Default::default())).await?;
+        let mut all = Vec::new();
+        loop {
+            match call.next().await? {
+                GuestFrame::Terminal(status) => all.push((*status).into()),
+                GuestFrame::Done(_) => return Ok(all),
+                other => return Err(call.unexpected(&other)),
+            }
+        }
     }
 
     /// Returns output from `cursor` on, at most `max` bytes. With `idle`, waits until nothing new came for that long, the
@@ -102,8 +116,26 @@ impl Machine {
         max: u32,
         idle: Option<Duration>,
     ) -> Result<TerminalOutput, EngineError> {
-        let _ = (id, cursor, max, idle);
-        Err(unsupported())
+        let request = TerminalReadRequest { id: id.to_owned(), cursor, max, idle_ms: idle.map(milliseconds) };
+        let mut call = Call::look(self, Op::TerminalRead(request)).await?;
+        let (mut data, mut status) = (Vec::new(), None);
+        loop {
+            match call.next().await? {
+                GuestFrame::Data(bytes) => {
+                    data.extend_from_slice(&bytes);
+                    if data.len() as u64 > u64::from(max) {
+                        return Err(call.broken("more bytes than asked for"));
+                    }
+                }
+                GuestFrame::Terminal(terminal) => status = Some(*terminal),
+                GuestFrame::Done(done) => {
+                    let info = status.ok_or_else(|| call.broken("no terminal"))?.into();
+                    let next = done.start.saturating_add(data.len() as u64);
+                    return Ok(TerminalOutput { data, start: done.start, next, info });
+                }
+                other => return Err(call.unexpected(&other)),
+            }
+        }
     }
 
     /// Types `data` into a terminal.
@@ -111,8 +143,12 @@ impl Machine {
     /// # Errors
     /// `not_found`, `invalid_state` when it has ended, `limit_exceeded` when its program does not read what was written.
     pub async fn terminal_write(&self, id: &str, data: &[u8]) -> Result<TerminalInfo, EngineError> {
-        let _ = (id, data);
-        Err(unsupported())
+        let mut call = Call::change(self, Op::TerminalWrite(TerminalId { id: id.to_owned() })).await?;
+        // A terminal that refuses has said so, and that is what is read below.
+        if call.send_data(data).await {
+            call.send_eof().await?;
+        }
+        Ok(call.terminal().await?.into())
     }
 
     /// Changes a terminal's size.
@@ -120,8 +156,8 @@ impl Machine {
     /// # Errors
     /// As [`Self::terminal_open`]; `not_found`, `invalid_state` when it has ended.
     pub async fn terminal_resize(&self, id: &str, cols: u32, rows: u32) -> Result<TerminalInfo, EngineError> {
-        let _ = (id, cols, rows);
-        Err(unsupported())
+        let request = TerminalResizeRequest { id: id.to_owned(), cols, rows };
+        Ok(Call::change(self, Op::TerminalResize(request)).await?.terminal().await?.into())
     }
 
     /// Sends a signal, by name with or without `SIG`, to a terminal's foreground job.
@@ -129,8 +165,8 @@ impl Machine {
     /// # Errors
     /// `invalid_argument` for another signal than INT, HUP, TERM, KILL, QUIT, TSTP and CONT; `not_found`, `invalid_state`.
     pub async fn terminal_signal(&self, id: &str, name: &str) -> Result<TerminalInfo, EngineError> {
-        let _ = (id, name);
-        Err(unsupported())
+        let request = TerminalSignalRequest { id: id.to_owned(), signal: name.to_owned() };
+        Ok(Call::change(self, Op::TerminalSignal(request)).await?.terminal().await?.into())
     }
 
     /// Ends a terminal and everything it runs, with HUP and, after 5 s, KILL, and forgets it.
@@ -138,7 +174,22 @@ impl Machine {
     /// # Errors
     /// `not_found` when there is no such terminal.
     pub async fn terminal_close(&self, id: &str) -> Result<TerminalInfo, EngineError> {
-        let _ = id;
-        Err(unsupported())
+        let request = TerminalId { id: id.to_owned() };
+        Ok(Call::change(self, Op::TerminalClose(request)).await?.terminal().await?.into())
+    }
+}
+
+impl From<TerminalStatus> for TerminalInfo {
+    fn from(status: TerminalStatus) -> Self {
+        Self {
+            id: status.id,
+            cwd: status.cwd,
+            cols: status.cols,
+            rows: status.rows,
+            state: if status.running { TerminalState::Running } else { TerminalState::Stopped },
+            started_at: seconds(status.started_ms),
+            ended_at: status.ended_ms.map(seconds),
+            exit_code: status.exit_code,
+        }
     }
 }
