@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, watch};
 
-use crate::component::ToolSpec;
+use crate::component::Listing;
 use crate::diagnostic::{LoadError, name_list, suggestion};
 use crate::error::ToolError;
 use crate::profile::{BoundTool, GrantSet, ProfileDescription, ResolvedComponent, ResolvedProfile, bind_tools};
-use crate::runtime::{AotCache, CallRequest, Prepared, call, config_json, prepare, runtime};
+use crate::runtime::{
+    AotCache, CallRequest, CallScope, HostAccess, Prepared, after, before, call, config_json, prepare, runtime,
+};
 use crate::tool::{CallOptions, ToolDef, ToolOutcome};
 use crate::validate::{Checker, tidy_integers};
 
@@ -41,6 +43,7 @@ struct Shared {
     components: Vec<ComponentSlot>,
     calls: Semaphore,
     services: HostServices,
+    access: Arc<HostAccess>,
 }
 
 /// A tool and its schemas, compiled on first use.
@@ -48,6 +51,8 @@ struct ToolSlot {
     bound: BoundTool,
     arguments: OnceLock<Result<Checker, String>>,
     result: OnceLock<Result<Checker, String>>,
+    /// Of the tool's own output schema, when interceptors added to it.
+    own_result: OnceLock<Result<Checker, String>>,
 }
 
 /// A component and its compiled code, made once, by a thread of its own.
@@ -84,7 +89,7 @@ impl Toolbox {
                     };
                     let code = if error.code == "internal" { "internal" } else { "invalid_component" };
                     findings.push(profile.locator.finding(code, component.line, message, hint));
-                    lists.push(Vec::new());
+                    lists.push(Listing::default());
                 }
             }
             components.push(slot);
@@ -103,10 +108,16 @@ impl Toolbox {
             tools: bound.iter().map(|tool| tool.def.clone()).collect(),
             bound: bound
                 .into_iter()
-                .map(|bound| ToolSlot { bound, arguments: OnceLock::new(), result: OnceLock::new() })
+                .map(|bound| ToolSlot {
+                    bound,
+                    arguments: OnceLock::new(),
+                    result: OnceLock::new(),
+                    own_result: OnceLock::new(),
+                })
                 .collect(),
             components,
             calls: Semaphore::new(calls),
+            access: Arc::new(HostAccess::new(services.engine.clone(), &profile.host)),
             services,
         };
         Ok(Toolbox { shared: Arc::new(shared) })
@@ -154,22 +165,76 @@ impl Toolbox {
         let slot = shared.bound.iter().find(|slot| slot.bound.def.name == name).ok_or_else(|| self.unknown(name))?;
         let arguments = slot.arguments(arguments)?;
         let _turn = shared.calls.acquire().await.map_err(|_| ToolError::new("internal", "the toolbox was closed"))?;
-        let prepared = self.prepared(slot.bound.component).await?;
+        let scope = CallScope::new(options);
+        let mut passed = 0;
+        let mut answered = None;
+        for interceptor in &slot.bound.interceptors {
+            let outcome = self
+                .in_component(interceptor.component, name, &arguments, async |prepared, request| {
+                    before(prepared, request, &scope).await
+                })
+                .await?;
+            if let Some(outcome) = outcome {
+                slot.check_result(&outcome, self.name_of(interceptor.component))?;
+                answered = Some(outcome);
+                break;
+            }
+            passed += 1;
+        }
+        let mut outcome = match answered {
+            Some(outcome) => outcome,
+            None => {
+                let own = slot.own_arguments(&arguments);
+                let outcome = self
+                    .in_component(slot.bound.component, name, &own, async |prepared, request| {
+                        call(prepared, request, &scope).await
+                    })
+                    .await?;
+                slot.check_own_result(&outcome)?;
+                outcome
+            }
+        };
+        for interceptor in slot.bound.interceptors.iter().take(passed).rev() {
+            let replaced = self
+                .in_component(interceptor.component, name, &arguments, async |prepared, request| {
+                    after(prepared, request, &outcome, &scope).await
+                })
+                .await?;
+            if let Some(replaced) = replaced {
+                slot.check_result(&replaced, self.name_of(interceptor.component))?;
+                outcome = replaced;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Does something in a component, compiled and with all that a call of it needs.
+    async fn in_component<T>(
+        &self,
+        index: usize,
+        tool: &str,
+        arguments: &Map<String, Value>,
+        what: impl AsyncFnOnce(&Prepared, CallRequest<'_>) -> Result<T, ToolError>,
+    ) -> Result<T, ToolError> {
+        let shared = &*self.shared;
+        let prepared = self.prepared(index).await?;
         let gone = || ToolError::new("internal", "a tool without its component");
-        let component = shared.components.get(slot.bound.component).ok_or_else(gone)?;
-        let resolved = shared.profile.components.get(slot.bound.component).ok_or_else(gone)?;
+        let component = shared.components.get(index).ok_or_else(gone)?;
+        let resolved = shared.profile.components.get(index).ok_or_else(gone)?;
         let request = CallRequest {
             component: &component.name,
             limits: &resolved.limits,
             grants: &component.grants,
             config: &component.config,
-            engine: &shared.services.engine,
-            tool: name,
-            arguments: &arguments,
+            access: &shared.access,
+            tool,
+            arguments,
         };
-        let outcome = call(&prepared, request, options).await?;
-        slot.check_result(&outcome)?;
-        Ok(outcome)
+        what(&prepared, request).await
+    }
+
+    fn name_of(&self, component: usize) -> &str {
+        self.shared.components.get(component).map_or("", |component| &component.name)
     }
 
     fn unknown(&self, name: &str) -> ToolError {
@@ -222,24 +287,20 @@ impl Toolbox {
     }
 }
 
-/// Returns a component's tools: as its bytes state them, as it answered before, or as it answers now.
-fn listed(
-    component: &ResolvedComponent,
-    services: &HostServices,
-    slot: &ComponentSlot,
-) -> Result<Vec<ToolSpec>, ToolError> {
-    if let Some(tools) = &component.scan.tools {
-        return Ok(tools.clone());
+/// Returns what a component lists: as its bytes state it, as it answered before, or as it answers now.
+fn listed(component: &ResolvedComponent, services: &HostServices, slot: &ComponentSlot) -> Result<Listing, ToolError> {
+    if let Some(listing) = &component.scan.listing {
+        return Ok(listing.clone());
     }
     let cache = services.cache()?;
-    if let Some(tools) = cache.listed_tools(component.digest.trim_start_matches("sha256:")) {
-        return Ok(tools);
+    if let Some(listing) = cache.listing(component.digest.trim_start_matches("sha256:")) {
+        return Ok(listing);
     }
     let prepared = prepare(component, &cache)?;
-    let tools = prepared.tools.to_vec();
+    let listing = Listing::clone(&prepared.listing);
     *slot.started.lock().unwrap_or_else(PoisonError::into_inner) = true;
     slot.prepared.send_replace(Some(Ok(Arc::new(prepared))));
-    Ok(tools)
+    Ok(listing)
 }
 
 impl HostServices {
@@ -289,31 +350,66 @@ impl ToolSlot {
         Ok(arguments)
     }
 
-    /// Checks a component's result against its own schema.
-    fn check_result(&self, outcome: &ToolOutcome) -> Result<(), ToolError> {
-        let def = &self.bound.def;
-        let Some(schema) = def.output_schema.as_ref().filter(|_| !outcome.is_error) else { return Ok(()) };
-        let checker =
-            self.result.get_or_init(|| compile(schema)).as_ref().map_err(|error| {
-                self.invalid(format!("the output schema of `{}` cannot be used: {error}", def.name))
-            })?;
+    /// The arguments that the tool sees: all but those of its interceptors.
+    fn own_arguments(&self, arguments: &Map<String, Value>) -> Map<String, Value> {
+        let mut own = arguments.clone();
+        for name in self.bound.interceptors.iter().flat_map(|interceptor| &interceptor.arguments) {
+            own.shift_remove(name);
+        }
+        own
+    }
+
+    /// Checks the tool's result against its own schema, before interceptors have added to it.
+    fn check_own_result(&self, outcome: &ToolOutcome) -> Result<(), ToolError> {
+        match &self.bound.own_output {
+            None => self.check_result(outcome, &self.bound.def.component),
+            Some(schema) => self.check(outcome, schema, &self.own_result, &self.bound.def.component),
+        }
+    }
+
+    /// Checks a result that `component` gave against the schema that callers see.
+    fn check_result(&self, outcome: &ToolOutcome, component: &str) -> Result<(), ToolError> {
+        match &self.bound.def.output_schema {
+            None => Ok(()),
+            Some(schema) => self.check(outcome, schema, &self.result, component),
+        }
+    }
+
+    fn check(
+        &self,
+        outcome: &ToolOutcome,
+        schema: &Map<String, Value>,
+        checker: &OnceLock<Result<Checker, String>>,
+        component: &str,
+    ) -> Result<(), ToolError> {
+        if outcome.is_error {
+            return Ok(());
+        }
+        let name = &self.bound.def.name;
+        let invalid = |message: String| fault(component, message);
+        let checker = checker
+            .get_or_init(|| compile(schema))
+            .as_ref()
+            .map_err(|error| invalid(format!("the output schema of `{name}` cannot be used: {error}")))?;
         let Some(structured) = &outcome.structured else {
-            return Err(self.invalid(format!("`{}` returned no structured result although it has a schema", def.name)));
+            return Err(invalid(format!("`{name}` returned no structured result although it has a schema")));
         };
         match checker.first_violation(&Value::Object(structured.clone())) {
             None => Ok(()),
-            Some(problem) => {
-                Err(self.invalid(format!("`{}` returned what its output schema rules out: {problem}", def.name)))
-            }
+            Some(problem) => Err(invalid(format!("`{name}` returned what its output schema rules out: {problem}"))),
         }
     }
 
     fn invalid(&self, message: String) -> ToolError {
-        let plugin = &self.bound.def.component;
-        ToolError::new("plugin_invalid", format!("plugin `{plugin}`: {message}"))
-            .with_hint("this is a fault of the plugin")
-            .with_detail("plugin", plugin.as_str())
+        fault(&self.bound.def.component, message)
     }
+}
+
+/// A component that broke its word.
+fn fault(component: &str, message: String) -> ToolError {
+    ToolError::new("plugin_invalid", format!("plugin `{component}`: {message}"))
+        .with_hint("this is a fault of the plugin")
+        .with_detail("plugin", component)
 }
 
 fn compile(schema: &Map<String, Value>) -> Result<Checker, String> {

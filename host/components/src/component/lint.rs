@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::spec::ToolSpec;
+use super::spec::{AmendmentSpec, ToolSpec};
 use crate::cli::CliForm;
 
 /// Longest name; clients put a prefix before it.
@@ -36,10 +36,10 @@ pub(crate) struct Finding {
     pub(crate) hint: &'static str,
 }
 
-/// Checks a component's tools and repairs what can be repaired in place.
-pub(crate) fn lint_tools(tools: &mut [ToolSpec]) -> Vec<Finding> {
+/// Checks a component's tools and repairs what can be repaired in place. Only an interceptor may have none.
+pub(crate) fn lint_tools(tools: &mut [ToolSpec], interceptor: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if tools.is_empty() {
+    if tools.is_empty() && !interceptor {
         findings.push(refused("it offers no tool".to_owned(), "list at least one tool in `list-tools`"));
     }
     let mut seen = BTreeSet::new();
@@ -72,6 +72,50 @@ pub(crate) fn lint_tools(tools: &mut [ToolSpec]) -> Vec<Finding> {
                 linter.refuse(format!("has a meta value `{key}` of {} bytes", value.len()), "keep it below 16 KiB");
             }
         }
+    }
+    findings
+}
+
+/// Checks what an interceptor adds to other components' tools, and repairs as [`lint_tools`] does.
+pub(crate) fn lint_amendments(amendments: &mut [AmendmentSpec]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut seen = BTreeSet::new();
+    for amendment in amendments {
+        let shown = shown_name(&amendment.tool);
+        if !seen.insert(amendment.tool.clone()) {
+            findings.push(refused(format!("tool {shown} is amended twice"), "put the properties into one amendment"));
+        }
+        let mut linter = Linter { tool: &shown, findings: &mut findings };
+        for (what, properties, required) in [
+            ("added input", &mut amendment.input_properties, amendment.required.as_slice()),
+            ("added output", &mut amendment.output_properties, &[]),
+        ] {
+            let input = what == "added input";
+            let mut schema = serde_json::json!({ "type": "object", "properties": properties, "required": required });
+            if input {
+                schema["additionalProperties"] = Value::Bool(false);
+            }
+            linter.schema(what, &mut schema, input);
+            if let Some(Value::Object(repaired)) = schema.get("properties") {
+                properties.clone_from(repaired);
+            }
+        }
+    }
+    findings
+}
+
+/// Checks the schemas of a tool once interceptors have added to them.
+pub(crate) fn lint_amended(
+    tool: &str,
+    input: &Map<String, Value>,
+    output: Option<&Map<String, Value>>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let shown = shown_name(tool);
+    let mut linter = Linter { tool: &shown, findings: &mut findings };
+    linter.schema("amended input schema", &mut Value::Object(input.clone()), true);
+    if let Some(output) = output {
+        linter.schema("amended output schema", &mut Value::Object(output.clone()), false);
     }
     findings
 }
@@ -279,7 +323,7 @@ mod tests {
 
     fn refusals(tool: ToolSpec) -> Vec<String> {
         let mut tools = [tool];
-        lint_tools(&mut tools).into_iter().filter(|f| !f.repaired).map(|f| f.message).collect()
+        lint_tools(&mut tools, false).into_iter().filter(|f| !f.repaired).map(|f| f.message).collect()
     }
 
     fn closed(properties: Value) -> Value {
@@ -290,14 +334,14 @@ mod tests {
     fn a_portable_schema_passes_untouched() {
         let schema = closed(json!({ "path": { "type": "string", "description": "where" } }));
         let mut tools = [tool(schema.clone())];
-        assert_eq!(lint_tools(&mut tools), []);
+        assert_eq!(lint_tools(&mut tools, false), []);
         assert_eq!(tools[0].input_schema, schema);
     }
 
     #[test]
     fn an_open_schema_is_closed() {
         let mut tools = [tool(json!({ "properties": { "a": { "type": ["string", "null"], "description": "a" } } }))];
-        let findings = lint_tools(&mut tools);
+        let findings = lint_tools(&mut tools, false);
         assert!(findings.iter().all(|f| f.repaired), "{findings:?}");
         assert_eq!(findings.len(), 3);
         let expected = closed(json!({ "a": { "type": "string", "description": "a" } }));

@@ -1,11 +1,19 @@
 //! Reading a component's outside from its bytes.
 
-use wasmparser::{Encoding, Parser, Payload};
+use std::collections::BTreeSet;
 
-use super::spec::{ToolSpec, parse_manifest};
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentType, ComponentTypeRef, Encoding,
+    InstanceTypeDeclaration, Parser, Payload,
+};
+
+use super::spec::{Listing, parse_manifest};
 
 /// The custom section that mirrors `list-tools`.
 pub(crate) const MANIFEST_SECTION: &str = "pyro:manifest";
+
+/// What an interceptor exports.
+const INTERCEPTOR: &str = "pyro:plugin/interceptor@0.1.0";
 
 /// Largest manifest read: 128 tools with 16 KiB of schema each do not reach it.
 const MAX_MANIFEST_BYTES: usize = 4 << 20;
@@ -21,10 +29,12 @@ const MAX_DEPTH: usize = 32;
 pub(crate) struct ComponentScan {
     /// Names of the imports, as `pyro:vm/exec@0.1.0`, in the order of the file.
     pub(crate) imports: Vec<String>,
+    /// Those of the imports that name types alone. There is nothing in them to call, so they need no grant.
+    pub(crate) type_only: BTreeSet<String>,
     /// Names of the exports.
     pub(crate) exports: Vec<String>,
-    /// The tools of the `pyro:manifest` section; none when there is no such section.
-    pub(crate) tools: Option<Vec<ToolSpec>>,
+    /// What the `pyro:manifest` section lists; none when there is no such section.
+    pub(crate) listing: Option<Listing>,
 }
 
 /// Why bytes are not a component that can be looked at.
@@ -80,6 +90,7 @@ impl ComponentScan {
         }
         let mut scan = ComponentScan::default();
         let mut manifest: Option<&[u8]> = None;
+        let mut types = OuterTypes::default();
         let mut depth = 0usize;
         for payload in Parser::new(0).parse_all(bytes) {
             match payload.map_err(damaged)? {
@@ -93,12 +104,40 @@ impl ComponentScan {
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ComponentImportSection(reader) if depth == 0 => {
                     for import in reader {
-                        scan.imports.push(import.map_err(damaged)?.name.name.to_owned());
+                        let import = import.map_err(damaged)?;
+                        let name = import.name.name.to_owned();
+                        match import.ty {
+                            ComponentTypeRef::Instance(index) if types.is_type_only(index) => {
+                                scan.type_only.insert(name.clone());
+                            }
+                            ComponentTypeRef::Type(_) => types.push(false),
+                            _ => {}
+                        }
+                        scan.imports.push(name);
                     }
                 }
                 Payload::ComponentExportSection(reader) if depth == 0 => {
                     for export in reader {
-                        scan.exports.push(export.map_err(damaged)?.name.name.to_owned());
+                        let export = export.map_err(damaged)?;
+                        if export.kind == ComponentExternalKind::Type {
+                            types.push(false);
+                        }
+                        scan.exports.push(export.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentTypeSection(reader) if depth == 0 => {
+                    for ty in reader {
+                        types.push(has_no_function(&ty.map_err(damaged)?));
+                    }
+                }
+                Payload::ComponentAliasSection(reader) if depth == 0 => {
+                    for alias in reader {
+                        if let ComponentAlias::InstanceExport { kind: ComponentExternalKind::Type, .. }
+                        | ComponentAlias::Outer { kind: ComponentOuterAliasKind::Type, .. } =
+                            alias.map_err(damaged)?
+                        {
+                            types.push(false);
+                        }
                     }
                 }
                 Payload::CustomSection(section) if section.name() == MANIFEST_SECTION => {
@@ -113,10 +152,44 @@ impl ComponentScan {
             if json.len() > MAX_MANIFEST_BYTES {
                 return Err(ScanError::Manifest(format!("has {} bytes, more than {MAX_MANIFEST_BYTES}", json.len())));
             }
-            scan.tools = Some(parse_manifest(json).map_err(ScanError::Manifest)?);
+            let listing = parse_manifest(json).map_err(ScanError::Manifest)?;
+            if !listing.amendments.is_empty() && !scan.is_interceptor() {
+                let message = format!("lists amendments, but the component does not export `{INTERCEPTOR}`");
+                return Err(ScanError::Manifest(message));
+            }
+            scan.listing = Some(listing);
         }
         Ok(scan)
     }
+
+    /// Returns whether the component takes part in other components' tools.
+    pub(crate) fn is_interceptor(&self) -> bool {
+        self.exports.iter().any(|export| export == INTERCEPTOR)
+    }
+}
+
+/// The component's types by index, as far as this needs them: whether each is an instance without a function.
+#[derive(Debug, Default)]
+struct OuterTypes(Vec<bool>);
+
+impl OuterTypes {
+    fn push(&mut self, type_only: bool) {
+        self.0.push(type_only);
+    }
+
+    /// An index that is not known is not believed to be harmless.
+    fn is_type_only(&self, index: u32) -> bool {
+        usize::try_from(index).ok().and_then(|index| self.0.get(index)).copied().unwrap_or(false)
+    }
+}
+
+/// Whether `ty` is an instance that exports types alone.
+fn has_no_function(ty: &ComponentType<'_>) -> bool {
+    let ComponentType::Instance(declarations) = ty else { return false };
+    declarations.iter().all(|declaration| match declaration {
+        InstanceTypeDeclaration::Export { ty, .. } => matches!(ty, ComponentTypeRef::Type(_)),
+        _ => true,
+    })
 }
 
 fn damaged(error: wasmparser::BinaryReaderError) -> ScanError {
@@ -160,10 +233,17 @@ mod tests {
     fn an_appended_manifest_is_read_back() {
         let json = r#"{"manifest":1,"tools":[{"name":"a","description":"does a","input_schema":{"type":"object"}}]}"#;
         let scan = ComponentScan::read(&append_manifest(EMPTY, json)).unwrap();
-        let tools = scan.tools.unwrap();
+        let tools = scan.listing.unwrap().tools;
         assert_eq!(tools.len(), 1);
         assert_eq!(tools[0].name, "a");
-        assert!(ComponentScan::read(EMPTY).unwrap().tools.is_none());
+        assert!(ComponentScan::read(EMPTY).unwrap().listing.is_none());
+    }
+
+    #[test]
+    fn amendments_are_for_interceptors_only() {
+        let json = r#"{"manifest":1,"tools":[],"amendments":[{"tool":"a"}],"a_later_key":1}"#;
+        let error = ComponentScan::read(&append_manifest(EMPTY, json)).unwrap_err().to_string();
+        assert!(error.contains("lists amendments, but the component does not export"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// The grants of one component.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct GrantSet {
     /// `pyro:vm/machines`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -11,15 +12,62 @@ pub struct GrantSet {
     /// `pyro:vm/exec`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exec: Option<ExecScope>,
+    /// `pyro:vm/workspaces`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspaces: Option<MachinesScope>,
+    /// `pyro:vm/files`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesScope>,
+    /// `pyro:vm/host-files`: below the profile's `[host]` roots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_files: Option<WholeScope>,
+    /// `pyro:vm/terminals`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terminals: Option<WholeScope>,
+    /// `pyro:vm/services`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub services: Option<WholeScope>,
+    /// `pyro:vm/ports`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<WholeScope>,
+    /// `pyro:vm/environments`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environments: Option<WholeScope>,
+    /// `pyro:vm/machine-lifecycle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_lifecycle: Option<MachinesScope>,
+    /// `pyro:secrets/store` and `pyro:secrets/bindings`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<SecretsScope>,
 }
 
-/// Which machines a component may make. Every key narrows; an empty scope allows all.
+/// Which machines or workspaces a component may make and open. Every key narrows; an empty scope allows all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MachinesScope {
     /// Patterns of environment names, `*` for any run of characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub environments: Option<Vec<String>>,
 }
+
+/// Which files of a guest a component may reach. Every key narrows; an empty scope allows all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FilesScope {
+    /// Absolute directories of the guest; a path and every symlink on the way to it stay below one of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roots: Option<Vec<String>>,
+}
+
+/// Which secrets a component may list, set, remove and bind. Every key narrows; an empty scope allows all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SecretsScope {
+    /// Patterns of secret names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub names: Option<Vec<String>>,
+}
+
+/// A grant that has no keys: all of the interface or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WholeScope {}
 
 /// Which commands a component may run. Every key narrows; an empty scope allows all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,34 +87,111 @@ pub struct ExecScope {
 
 impl GrantSet {
     /// Every grant there is.
-    pub(crate) const NAMES: [&'static str; 2] = ["machines", "exec"];
+    pub(crate) const NAMES: [&'static str; 11] = [
+        "machines",
+        "exec",
+        "workspaces",
+        "files",
+        "host-files",
+        "terminals",
+        "services",
+        "ports",
+        "environments",
+        "machine-lifecycle",
+        "secrets",
+    ];
+
+    /// Returns every grant with no scope.
+    pub(crate) fn all() -> GrantSet {
+        GrantSet {
+            machines: Some(MachinesScope::default()),
+            exec: Some(ExecScope::default()),
+            workspaces: Some(MachinesScope::default()),
+            files: Some(FilesScope::default()),
+            host_files: Some(WholeScope {}),
+            terminals: Some(WholeScope {}),
+            services: Some(WholeScope {}),
+            ports: Some(WholeScope {}),
+            environments: Some(WholeScope {}),
+            machine_lifecycle: Some(MachinesScope::default()),
+            secrets: Some(SecretsScope::default()),
+        }
+    }
 
     /// Returns the names that are granted, in the order of [`GrantSet::NAMES`].
     pub fn names(&self) -> Vec<&'static str> {
-        let granted = [self.machines.is_some(), self.exec.is_some()];
+        let granted = [
+            self.machines.is_some(),
+            self.exec.is_some(),
+            self.workspaces.is_some(),
+            self.files.is_some(),
+            self.host_files.is_some(),
+            self.terminals.is_some(),
+            self.services.is_some(),
+            self.ports.is_some(),
+            self.environments.is_some(),
+            self.machine_lifecycle.is_some(),
+            self.secrets.is_some(),
+        ];
         GrantSet::NAMES.into_iter().zip(granted).filter(|(_, granted)| *granted).map(|(name, _)| name).collect()
     }
 
-    /// Returns whether a component with these grants can change or remove anything that outlives a call. The machines
-    /// it can make today end with the call, so it cannot.
-    pub(crate) fn can_destroy(&self) -> bool {
-        false
+    /// Returns whether a component with these grants can change anything at all: the catalogue of environments can
+    /// only be read.
+    pub(crate) fn can_change(&self) -> bool {
+        self.names().iter().any(|name| *name != "environments")
     }
 
-    /// Returns whether a component with these grants can reach a network. No grant of today leads to one.
-    pub(crate) fn can_reach_network(&self) -> bool {
-        false
+    /// Returns whether a component with these grants can change or remove anything that outlives a call. A machine that
+    /// does is had from `workspaces` and `machine-lifecycle` only; without one of them `exec`, `files`, `terminals` and
+    /// `services` reach machines that end with the call. What `host-files` writes was not there before.
+    pub(crate) fn can_destroy(&self) -> bool {
+        self.workspaces.is_some() || self.machine_lifecycle.is_some() || self.secrets.is_some()
+    }
+
+    /// Returns whether a component with these grants can reach anything outside pyro's machines: files of the host, or
+    /// ports on it.
+    pub(crate) fn can_reach_out(&self) -> bool {
+        self.host_files.is_some() || self.ports.is_some()
     }
 }
 
 impl MachinesScope {
-    /// Returns why `environment` may not be used, when it may not.
-    pub(crate) fn refusal(&self, environment: &str) -> Option<String> {
+    /// Returns why `environment` may not be used, when it may not. `grant` is the name of this one.
+    pub(crate) fn refusal(&self, grant: &str, environment: &str) -> Option<String> {
         let patterns = self.environments.as_ref()?;
         if patterns.iter().any(|pattern| glob(pattern, environment)) {
             return None;
         }
-        Some(format!("environment `{environment}` is outside the grant `machines` ({})", patterns.join(", ")))
+        Some(format!("environment `{environment}` is outside the grant `{grant}` ({})", patterns.join(", ")))
+    }
+}
+
+impl FilesScope {
+    /// Returns why `root`, the directory that confines a request, may not be used, when it may not.
+    pub(crate) fn refusal(&self, root: &str) -> Option<String> {
+        let roots = self.roots.as_ref()?;
+        // Without `.` and `..` a prefix of whole names is a directory above.
+        let plain = root.starts_with('/') && !root.split('/').any(|name| name == "." || name == "..");
+        let inside = |allowed: &String| {
+            let mut below = root.split('/').filter(|name| !name.is_empty());
+            allowed.split('/').filter(|name| !name.is_empty()).all(|name| below.next() == Some(name))
+        };
+        if plain && roots.iter().any(inside) {
+            return None;
+        }
+        Some(format!("directory `{root}` is outside the grant `files` ({})", roots.join(", ")))
+    }
+}
+
+impl SecretsScope {
+    /// Returns why a secret may not be used, when it may not.
+    pub(crate) fn refusal(&self, name: &str) -> Option<String> {
+        let patterns = self.names.as_ref()?;
+        if patterns.iter().any(|pattern| glob(pattern, name)) {
+            return None;
+        }
+        Some(format!("secret `{name}` is outside the grant `secrets` ({})", patterns.join(", ")))
     }
 }
 
@@ -152,6 +277,65 @@ mod tests {
             ("", "", true),
         ] {
             assert_eq!(glob(pattern, text), matches, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn a_root_is_a_directory_of_whole_names() {
+        let scope = FilesScope { roots: Some(vec!["/workspace/".to_owned(), "/srv/a".to_owned()]) };
+        for (root, allowed) in [
+            ("/workspace", true),
+            ("/workspace/sub/dir/", true),
+            ("//workspace", true),
+            ("/workspaces", false),
+            ("/", false),
+            ("", false),
+            ("workspace", false),
+            ("/workspace/../etc", false),
+            ("/srv", false),
+            ("/srv/a/./b", false),
+        ] {
+            assert_eq!(scope.refusal(root).is_none(), allowed, "{root}");
+        }
+        assert!(FilesScope::default().refusal("/").is_none());
+        assert!(FilesScope { roots: Some(Vec::new()) }.refusal("/workspace").is_some());
+    }
+
+    #[test]
+    fn every_grant_has_a_name() {
+        assert_eq!(GrantSet::all().names(), GrantSet::NAMES);
+        let json = serde_json::to_value(GrantSet::all()).unwrap();
+        assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), GrantSet::NAMES);
+    }
+
+    #[test]
+    fn what_a_grant_makes_possible_is_said_truthfully() {
+        let grants = |names: &[&str]| {
+            let all = GrantSet::all();
+            let has = |name: &str| names.contains(&name);
+            GrantSet {
+                exec: all.exec.filter(|_| has("exec")),
+                files: all.files.filter(|_| has("files")),
+                workspaces: all.workspaces.filter(|_| has("workspaces")),
+                host_files: all.host_files.filter(|_| has("host-files")),
+                ports: all.ports.filter(|_| has("ports")),
+                environments: all.environments.filter(|_| has("environments")),
+                secrets: all.secrets.filter(|_| has("secrets")),
+                ..GrantSet::default()
+            }
+        };
+        for (names, change, destroy, out) in [
+            (&[] as &[&str], false, false, false),
+            (&["environments"], false, false, false),
+            (&["exec", "files"], true, false, false),
+            (&["workspaces"], true, true, false),
+            (&["secrets"], true, true, false),
+            (&["host-files"], true, false, true),
+            (&["ports", "workspaces"], true, true, true),
+        ] {
+            let grants = grants(names);
+            let found = (grants.can_change(), grants.can_destroy(), grants.can_reach_out());
+            assert_eq!(found, (change, destroy, out), "{names:?}");
         }
     }
 

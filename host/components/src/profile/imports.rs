@@ -3,6 +3,7 @@
 
 use super::grants::GrantSet;
 use super::resolve::grants_toml;
+use crate::component::ComponentScan;
 use crate::diagnostic::name_list;
 
 /// The version of every `pyro:` interface of this pyro.
@@ -15,7 +16,7 @@ enum Need {
 }
 
 /// The interfaces of pyro that a component may import.
-const INTERFACES: [(&str, Need); 7] = [
+const INTERFACES: [(&str, Need); 17] = [
     ("pyro:host/log", Need::Nothing),
     ("pyro:host/call", Need::Nothing),
     ("pyro:host/config", Need::Nothing),
@@ -23,6 +24,16 @@ const INTERFACES: [(&str, Need); 7] = [
     ("pyro:vm/types", Need::Nothing),
     ("pyro:vm/machines", Need::Grant("machines")),
     ("pyro:vm/exec", Need::Grant("exec")),
+    ("pyro:vm/workspaces", Need::Grant("workspaces")),
+    ("pyro:vm/files", Need::Grant("files")),
+    ("pyro:vm/host-files", Need::Grant("host-files")),
+    ("pyro:vm/terminals", Need::Grant("terminals")),
+    ("pyro:vm/services", Need::Grant("services")),
+    ("pyro:vm/ports", Need::Grant("ports")),
+    ("pyro:vm/environments", Need::Grant("environments")),
+    ("pyro:vm/machine-lifecycle", Need::Grant("machine-lifecycle")),
+    ("pyro:secrets/store", Need::Grant("secrets")),
+    ("pyro:secrets/bindings", Need::Grant("secrets")),
 ];
 
 /// The parts of WASI that are there, over an empty context: no files, no environment, no arguments.
@@ -31,11 +42,12 @@ const WASI_PACKAGES: [&str; 5] = ["wasi:io", "wasi:cli", "wasi:clocks", "wasi:ra
 /// What a component cannot have: code, fact, next step.
 pub(super) type Refusal = (&'static str, String, String);
 
-/// Checks a component's imports. `place` is how a finding names it.
-pub(super) fn check_imports(place: &str, imports: &[String], grants: &GrantSet, table_form: bool) -> Vec<Refusal> {
+/// Checks a component's imports. `place` is how a finding names it. An import that names types alone needs no grant:
+/// there is nothing in it to call.
+pub(super) fn check_imports(place: &str, scan: &ComponentScan, grants: &GrantSet, table_form: bool) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut missing: Vec<(&str, &str)> = Vec::new();
-    for import in imports {
+    for import in &scan.imports {
         let (name, version) = import.split_once('@').unwrap_or((import, ""));
         if let Some((_, need)) = INTERFACES.iter().find(|(known, _)| *known == name) {
             if version != PYRO_VERSION {
@@ -45,6 +57,7 @@ pub(super) fn check_imports(place: &str, imports: &[String], grants: &GrantSet, 
                 refusals.push(("wrong_version", message, hint.to_owned()));
             } else if let Need::Grant(grant) = need
                 && !grants.names().contains(grant)
+                && !scan.type_only.contains(import)
             {
                 missing.push((import, grant));
             }

@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: fetching components from a registry, and any default that depends on the environment.
 
+mod amend;
 mod describe;
 mod grants;
 mod imports;
@@ -20,7 +21,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub use describe::{ComponentDescription, ProfileDescription, ToolDescription};
-pub use grants::{ExecScope, GrantSet, MachinesScope};
+pub use grants::{ExecScope, FilesScope, GrantSet, MachinesScope, SecretsScope, WholeScope};
 pub(crate) use narrow::{BoundTool, bind_tools};
 pub(crate) use raw::{Locator, Narrowing};
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::amend::amend;
 use super::raw::{At, Narrowing};
 use super::{ResolvedComponent, ResolvedProfile};
 use crate::cli::CliForm;
-use crate::component::{ToolSpec, lint_tools};
+use crate::component::{Listing, ToolSpec, lint_tools};
 use crate::diagnostic::{Diagnostic, name_list, suggestion};
 use crate::tool::{Annotations, ToolDef};
 use crate::validate::{first_violation, state_constraints};
@@ -25,19 +26,34 @@ pub(crate) struct BoundTool {
     pub(crate) default: Map<String, Value>,
     /// Taken away from the caller.
     pub(crate) hidden: Vec<String>,
+    /// Those who take part in it, in the order of the profile.
+    pub(crate) interceptors: Vec<BoundInterceptor>,
+    /// The output schema as the component states it, when interceptors added to it.
+    pub(crate) own_output: Option<Arc<Map<String, Value>>>,
+}
+
+/// An interceptor's part in a tool.
+#[derive(Clone, Debug)]
+pub(crate) struct BoundInterceptor {
+    /// Index of its component in the profile.
+    pub(crate) component: usize,
+    /// The arguments that are its own: the tool does not see them.
+    pub(crate) arguments: Vec<String>,
+    /// The results that it adds.
+    pub(crate) results: Vec<String>,
 }
 
 /// Binds each component's `lists` into the profile's tools. Adds what is wrong to `findings`.
 pub(crate) fn bind_tools(
     profile: &ResolvedProfile,
-    lists: &[Vec<ToolSpec>],
+    lists: &[Listing],
     findings: &mut Vec<Diagnostic>,
 ) -> Vec<BoundTool> {
     let mut bound: Vec<BoundTool> = Vec::new();
     let mut offered: Vec<String> = Vec::new();
     for (index, (component, list)) in profile.components.iter().zip(lists).enumerate() {
-        let mut list = list.clone();
-        for finding in lint_tools(&mut list) {
+        let mut list = list.tools.clone();
+        for finding in lint_tools(&mut list, component.scan.is_interceptor()) {
             if finding.repaired {
                 tracing::debug!(component = component.name, "{} (repaired): {}", finding.message, finding.hint);
                 continue;
@@ -62,6 +78,7 @@ pub(crate) fn bind_tools(
         }
     }
     command_collisions(profile, &bound, findings);
+    amend(profile, lists, &mut bound, findings);
     for narrowing in &profile.narrowing {
         let Some(tool) = bound.iter_mut().find(|tool| tool.def.name == narrowing.name.value) else {
             let name = &narrowing.name.value;
@@ -131,13 +148,12 @@ fn unnarrowed(spec: ToolSpec, component: &ResolvedComponent, index: usize) -> Bo
         Value::Object(object) => Some(Arc::new(object)),
         _ => None,
     };
-    let powerless = component.grants.names().is_empty();
-    let read_only = powerless || spec.read_only.unwrap_or(false);
+    let read_only = !component.grants.can_change() || spec.read_only.unwrap_or(false);
     let annotations = Annotations {
         read_only,
         destructive: !read_only && component.grants.can_destroy() && spec.destructive.unwrap_or(true),
         idempotent: spec.idempotent.unwrap_or(false),
-        open_world: component.grants.can_reach_network() && spec.open_world.unwrap_or(true),
+        open_world: component.grants.can_reach_out() && spec.open_world.unwrap_or(true),
     };
     BoundTool {
         def: ToolDef {
@@ -154,6 +170,8 @@ fn unnarrowed(spec: ToolSpec, component: &ResolvedComponent, index: usize) -> Bo
         fixed: Map::new(),
         default: Map::new(),
         hidden: Vec::new(),
+        interceptors: Vec::new(),
+        own_output: None,
     }
 }
 

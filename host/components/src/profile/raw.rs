@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use super::grants::{ExecScope, GrantSet, MachinesScope};
+use super::grants::{ExecScope, FilesScope, GrantSet, MachinesScope, SecretsScope, WholeScope};
 use super::{HostSettings, Limits};
 use crate::diagnostic::{Diagnostic, name_list, suggestion};
 
@@ -387,22 +387,14 @@ impl Reader<'_> {
             DeValue::Array(items) if items.len() <= MAX_LIST => {
                 for item in items.iter() {
                     if let Some(name) = self.string(item, &format!("each entry of {what}"), 64) {
-                        match name.value.as_str() {
-                            "machines" => into.machines = Some(MachinesScope::default()),
-                            "exec" => into.exec = Some(ExecScope::default()),
-                            _ => self.unknown_grant(&name, what),
-                        }
+                        self.grant(&name, None, what, into);
                     }
                 }
             }
             DeValue::Table(table) => {
                 for (name, scope) in self.entries(table, what, None) {
-                    let place = format!("grant `{}`", name.value);
-                    match name.value {
-                        "machines" => into.machines = Some(self.machines_scope(scope, &place)),
-                        "exec" => into.exec = Some(self.exec_scope(scope, &place)),
-                        other => self.unknown_grant(&At { value: other.to_owned(), line: name.line }, what),
-                    }
+                    let name = At { value: name.value.to_owned(), line: name.line };
+                    self.grant(&name, Some(scope), what, into);
                 }
             }
             _ => self.wrong(node, what, "a list of grants, or a table of grants and their scopes"),
@@ -417,13 +409,45 @@ impl Reader<'_> {
         self.report("unknown_grant", name.line, format!("unknown grant `{}` in {what}", name.value), Some(hint));
     }
 
-    fn machines_scope(&mut self, node: &Node<'_>, place: &str) -> MachinesScope {
-        let mut scope = MachinesScope::default();
-        let Some(table) = self.table(node, place) else { return scope };
-        for (_, value) in self.entries(table, place, Some(&["environments"])) {
-            scope.environments = Some(self.patterns(value, &format!("`environments` of {place}")));
+    /// One grant, with its scope when it is written as a table.
+    fn grant(&mut self, name: &At<String>, scope: Option<&Node<'_>>, what: &str, into: &mut GrantSet) {
+        let place = format!("grant `{}`", name.value);
+        match name.value.as_str() {
+            "machines" => into.machines = Some(self.machines_scope(scope, &place)),
+            "exec" => into.exec = Some(scope.map(|scope| self.exec_scope(scope, &place)).unwrap_or_default()),
+            "workspaces" => into.workspaces = Some(self.machines_scope(scope, &place)),
+            "files" => into.files = Some(FilesScope { roots: self.scope_list(scope, &place, "roots") }),
+            "host-files" => into.host_files = Some(self.whole_scope(scope, &place)),
+            "terminals" => into.terminals = Some(self.whole_scope(scope, &place)),
+            "services" => into.services = Some(self.whole_scope(scope, &place)),
+            "ports" => into.ports = Some(self.whole_scope(scope, &place)),
+            "environments" => into.environments = Some(self.whole_scope(scope, &place)),
+            "machine-lifecycle" => into.machine_lifecycle = Some(self.machines_scope(scope, &place)),
+            "secrets" => into.secrets = Some(SecretsScope { names: self.scope_list(scope, &place, "names") }),
+            _ => self.unknown_grant(name, what),
         }
-        scope
+    }
+
+    fn machines_scope(&mut self, node: Option<&Node<'_>>, place: &str) -> MachinesScope {
+        MachinesScope { environments: self.scope_list(node, place, "environments") }
+    }
+
+    /// A scope that has no keys.
+    fn whole_scope(&mut self, node: Option<&Node<'_>>, place: &str) -> WholeScope {
+        if let Some(table) = node.and_then(|node| self.table(node, place)) {
+            self.entries(table, place, Some(&[]));
+        }
+        WholeScope {}
+    }
+
+    /// The only key of a scope: a list.
+    fn scope_list(&mut self, node: Option<&Node<'_>>, place: &str, key: &str) -> Option<Vec<String>> {
+        let table = self.table(node?, place)?;
+        let mut list = None;
+        for (_, value) in self.entries(table, place, Some(&[key])) {
+            list = Some(self.patterns(value, &format!("`{key}` of {place}")));
+        }
+        list
     }
 
     fn exec_scope(&mut self, node: &Node<'_>, place: &str) -> ExecScope {

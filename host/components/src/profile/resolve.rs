@@ -14,7 +14,7 @@ use super::{
     Builtins, ComponentBytes, ComponentDescription, GrantSet, ProfileDescription, ResolvedComponent, ResolvedProfile,
     ToolDescription,
 };
-use crate::component::{ComponentScan, MAX_COMPONENT_BYTES};
+use crate::component::{ComponentScan, Listing, MAX_COMPONENT_BYTES};
 use crate::diagnostic::{Diagnostic, LoadError, name_list, suggestion};
 use crate::tool::ToolDef;
 
@@ -94,12 +94,12 @@ impl ResolvedProfile {
 
     /// Returns whether every component carries its tool list.
     pub(crate) fn lists_itself(&self) -> bool {
-        self.components.iter().all(|component| component.scan.tools.is_some())
+        self.components.iter().all(|component| component.scan.listing.is_some())
     }
 
-    /// Returns each component's tools as its bytes state them.
-    pub(crate) fn stated_tools(&self) -> Vec<Vec<crate::component::ToolSpec>> {
-        self.components.iter().map(|component| component.scan.tools.clone().unwrap_or_default()).collect()
+    /// Returns what each component lists as its bytes state it.
+    pub(crate) fn stated_tools(&self) -> Vec<Listing> {
+        self.components.iter().map(|component| component.scan.listing.clone().unwrap_or_default()).collect()
     }
 
     /// Returns everything the profile amounts to. Runs nothing, so the tools of a component that does not carry its
@@ -208,7 +208,7 @@ impl Resolver<'_> {
         if let Some((code, message, hint)) = check_exports(&place, &scan.exports) {
             self.report(code, source.line, message, hint);
         }
-        for (code, message, hint) in check_imports(&place, &scan.imports, &raw.grants, raw.grants_table) {
+        for (code, message, hint) in check_imports(&place, &scan, &raw.grants, raw.grants_table) {
             self.report(code, raw.grants_line, message, hint);
         }
         Some(ResolvedComponent {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <cache>/<compatibility>/<sha256 of wasm>.cwasm   native code; may be deleted at any time
-//! <state>/<compatibility>/<sha256 of wasm>.json    its SHA-256, and the component's own tool list
+//! <state>/<compatibility>/<sha256 of wasm>.json    its SHA-256, and what the component itself lists
 //! ```
 //!
 //! Compiled code is native code, so it is loaded only when its digest is the one that was written down, in a directory
@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use crate::component::ToolSpec;
+use crate::component::Listing;
 
 /// Largest compiled component read: CPython's is 37 MB.
 const MAX_CWASM_BYTES: u64 = 1 << 30;
@@ -41,9 +41,9 @@ pub(crate) struct AotCache {
 struct Record {
     /// Of the compiled code, in hex.
     cwasm_sha256: String,
-    /// What `list-tools` answered.
+    /// What the component answered when it was asked what it lists.
     #[serde(default)]
-    tools: Option<Vec<ToolSpec>>,
+    listing: Option<Listing>,
 }
 
 impl AotCache {
@@ -62,15 +62,15 @@ impl AotCache {
         self.state_dir.join(&self.compatibility).join(format!("{digest}.json"))
     }
 
-    /// Returns what `list-tools` of this component answered when it was asked last.
-    pub(crate) fn listed_tools(&self, digest: &str) -> Option<Vec<ToolSpec>> {
-        self.record(digest)?.tools
+    /// Returns what this component answered when it was asked last what it lists.
+    pub(crate) fn listing(&self, digest: &str) -> Option<Listing> {
+        self.record(digest)?.listing
     }
 
-    /// Remembers what `list-tools` answered.
-    pub(crate) fn remember_tools(&self, digest: &str, tools: &[ToolSpec]) {
+    /// Remembers what it answered.
+    pub(crate) fn remember(&self, digest: &str, listing: &Listing) {
         let Some(mut record) = self.record(digest) else { return };
-        record.tools = Some(tools.to_vec());
+        record.listing = Some(listing.clone());
         self.write_record(digest, &record);
     }
 
@@ -106,7 +106,7 @@ impl AotCache {
     }
 
     fn store(&self, digest: &str, cwasm: &[u8]) {
-        let record = Record { cwasm_sha256: hex::encode(Sha256::digest(cwasm)), tools: self.listed_tools(digest) };
+        let record = Record { cwasm_sha256: hex::encode(Sha256::digest(cwasm)), listing: self.listing(digest) };
         if write_atomically(&self.cwasm_path(digest), cwasm) {
             self.write_record(digest, &record);
         }

@@ -3,16 +3,32 @@
 
 wasmtime::component::bindgen!({
     path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-secrets", "../../wit/pyro-plugin"],
-    world: "pyro:plugin/platform",
+    world: "pyro:plugin/catalogue",
     imports: {
-        "pyro:vm/machines.run-ephemeral": async | trappable,
-        "pyro:vm/machines.end": async | trappable,
-        "pyro:vm/exec.run": async | trappable,
-        default: trappable,
+        "pyro:host/log": trappable,
+        "pyro:host/call": trappable,
+        "pyro:host/config": trappable,
+        "pyro:host/blobs": trappable,
+        default: async | trappable,
     },
     exports: { default: async },
     with: {
-        "pyro:host/blobs.blob": crate::runtime::capture::Blob,
+        "pyro:host/blobs.blob": crate::runtime::blob::Blob,
         "pyro:vm/types.machine": crate::runtime::vm::MachineEntry,
+        "pyro:vm/workspaces.workspace": crate::runtime::vm::WorkspaceEntry,
+        "pyro:vm/host-files.output": crate::runtime::host_files::OutputEntry,
     },
 });
+
+/// What a component exports besides when it is an interceptor. Its records are generated once more: they belong to the
+/// world's exports.
+pub mod interceptor {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/pyro-host", "../../wit/pyro-vm", "../../wit/pyro-secrets", "../../wit/pyro-plugin"],
+        world: "pyro:plugin/interceptor-exports",
+        exports: { default: async },
+        with: {
+            "pyro:host/blobs": crate::runtime::bindings::pyro::host::blobs,
+        },
+    });
+}

@@ -8,14 +8,17 @@ use serde_json::{Map, Value};
 use tokio::sync::Mutex as AsyncMutex;
 use wasmtime::{Store, Trap, UpdateDeadline};
 
+use super::access::HostAccess;
+use super::attachments::Attachments;
 use super::bindings::exports::pyro::plugin::tools as wit;
+use super::bindings::interceptor::exports::pyro::plugin::{interceptor as intercept, tools as intercept_tools};
 use super::engine::runtime;
 use super::meter::{CallClock, CpuMeter, Metered};
 use super::prepare::Prepared;
 use super::state::{CallState, LimitHit};
 use crate::error::ToolError;
 use crate::profile::{GrantSet, Limits};
-use crate::tool::{CallOptions, Content, ContentBody, ToolOutcome};
+use crate::tool::{CallInput, CallObserver, CallOptions, Content, ContentBody, ToolOutcome};
 
 /// Least bytes that a component may hand to the host in one call of a host function.
 const MIN_HOSTCALL_BYTES: usize = 4 << 20;
@@ -26,41 +29,73 @@ const MAX_ERROR_TEXT: usize = 8 << 10;
 /// How errors name the question for a component's tools.
 pub(super) const LIST_TOOLS: &str = "list-tools";
 
-/// One call of one tool.
+/// The same for what an interceptor adds to other tools.
+pub(super) const LIST_AMENDMENTS: &str = "list-amendments";
+
+/// Some code of a component, for one call of one tool.
 pub(crate) struct CallRequest<'a> {
     pub(crate) component: &'a Arc<str>,
     pub(crate) limits: &'a Limits,
     pub(crate) grants: &'a Arc<GrantSet>,
     pub(crate) config: &'a Arc<str>,
-    pub(crate) engine: &'a pyro_engine::Engine,
+    pub(crate) access: &'a Arc<HostAccess>,
     pub(crate) tool: &'a str,
     pub(crate) arguments: &'a Map<String, Value>,
 }
 
-/// Runs a call. Dropping the future drops the store, and with it commands and ephemeral machines.
+/// What all instances of one call share: that of the tool and those of its interceptors.
+pub(crate) struct CallScope {
+    observer: Arc<dyn CallObserver>,
+    stdin: Arc<AsyncMutex<Option<CallInput>>>,
+    attachments: Arc<Attachments>,
+    call_id: String,
+    session_id: String,
+    traceparent: Option<String>,
+}
+
+impl CallScope {
+    pub(crate) fn new(options: CallOptions) -> CallScope {
+        CallScope {
+            observer: options.observer,
+            stdin: Arc::new(AsyncMutex::new(options.stdin)),
+            attachments: Arc::default(),
+            call_id: options.call_id,
+            session_id: options.session_id,
+            traceparent: options.traceparent,
+        }
+    }
+
+    /// The state of one instance.
+    fn state(&self, request: &CallRequest<'_>) -> CallState {
+        let clock = Arc::new(CallClock::start(Duration::from_secs(request.limits.call_seconds.into())));
+        let mut state = CallState::new(request.limits, clock, Arc::clone(&self.observer));
+        state.component = Arc::clone(request.component);
+        state.config = Arc::clone(request.config);
+        state.grants = Arc::clone(request.grants);
+        state.access = Some(Arc::clone(request.access));
+        state.attachments = Arc::clone(&self.attachments);
+        state.stdin = Arc::clone(&self.stdin);
+        state.call_id.clone_from(&self.call_id);
+        state
+    }
+}
+
+/// Runs a tool. Dropping the future drops the store, and with it commands and ephemeral machines.
 pub(crate) async fn call(
     prepared: &Prepared,
     request: CallRequest<'_>,
-    options: CallOptions,
+    scope: &CallScope,
 ) -> Result<ToolOutcome, ToolError> {
-    let clock = Arc::new(CallClock::start(Duration::from_secs(request.limits.call_seconds.into())));
-    let mut state = CallState::new(request.limits, clock, options.observer);
-    state.component = Arc::clone(request.component);
-    state.config = Arc::clone(request.config);
-    state.grants = Arc::clone(request.grants);
-    state.engine = Some(request.engine.clone());
-    state.stdin = Arc::new(AsyncMutex::new(options.stdin));
-    state.call_id.clone_from(&options.call_id);
     let context = wit::CallContext {
-        call_id: options.call_id,
-        session_id: options.session_id,
-        traceparent: options.traceparent,
+        call_id: scope.call_id.clone(),
+        session_id: scope.session_id.clone(),
+        traceparent: scope.traceparent.clone(),
         meta: Vec::new(),
     };
     let arguments = Value::Object(request.arguments.clone()).to_string();
     let guest = Guest { component: request.component, what: request.tool, limits: request.limits };
     let (mut store, answer) = guest
-        .run(state, async |store: &mut Store<CallState>| {
+        .run(scope.state(&request), async |store: &mut Store<CallState>| {
             let instance = prepared.pre.instantiate_async(&mut *store).await?;
             instance.pyro_plugin_tools().call_call(store, request.tool, &arguments, &context).await
         })
@@ -68,6 +103,114 @@ pub(crate) async fn call(
     match answer {
         Ok(result) => outcome(&guest, store.data_mut(), result),
         Err(error) => Err(failure(request.component, &error)),
+    }
+}
+
+/// Runs an interceptor's `before`; an outcome is an answer in the tool's place.
+pub(crate) async fn before(
+    prepared: &Prepared,
+    request: CallRequest<'_>,
+    scope: &CallScope,
+) -> Result<Option<ToolOutcome>, ToolError> {
+    let pre = prepared.interceptor()?;
+    let context = scope.interceptor_context();
+    let arguments = Value::Object(request.arguments.clone()).to_string();
+    let what = format!("before {}", request.tool);
+    let guest = Guest { component: request.component, what: &what, limits: request.limits };
+    let mut state = scope.state(&request);
+    state.may_attach = true;
+    let (mut store, answer) = guest
+        .run(state, async |store: &mut Store<CallState>| {
+            let instance = pre.instantiate_async(&mut *store).await?;
+            instance.pyro_plugin_interceptor().call_before(store, request.tool, &arguments, &context).await
+        })
+        .await?;
+    match answer {
+        Ok(intercept::Decision::Proceed) => Ok(None),
+        Ok(intercept::Decision::Answer(result)) => outcome(&guest, store.data_mut(), result.into()).map(Some),
+        Err(error) => Err(failure(request.component, &error.into())),
+    }
+}
+
+/// Runs an interceptor's `after`; an outcome replaces the one it was shown.
+pub(crate) async fn after(
+    prepared: &Prepared,
+    request: CallRequest<'_>,
+    shown: &ToolOutcome,
+    scope: &CallScope,
+) -> Result<Option<ToolOutcome>, ToolError> {
+    let pre = prepared.interceptor()?;
+    let context = scope.interceptor_context();
+    let arguments = Value::Object(request.arguments.clone()).to_string();
+    let what = format!("after {}", request.tool);
+    let guest = Guest { component: request.component, what: &what, limits: request.limits };
+    let shown = result_of(shown);
+    let (mut store, answer) = guest
+        .run(scope.state(&request), async |store: &mut Store<CallState>| {
+            let instance = pre.instantiate_async(&mut *store).await?;
+            let interceptor = instance.pyro_plugin_interceptor();
+            interceptor.call_after(store, request.tool, &arguments, &shown, &context).await
+        })
+        .await?;
+    match answer {
+        Ok(None) => Ok(None),
+        Ok(Some(result)) => outcome(&guest, store.data_mut(), result.into()).map(Some),
+        Err(error) => Err(failure(request.component, &error.into())),
+    }
+}
+
+impl CallScope {
+    fn interceptor_context(&self) -> intercept_tools::CallContext {
+        intercept_tools::CallContext {
+            call_id: self.call_id.clone(),
+            session_id: self.session_id.clone(),
+            traceparent: self.traceparent.clone(),
+            meta: Vec::new(),
+        }
+    }
+}
+
+/// An outcome as an interceptor is shown it.
+fn result_of(outcome: &ToolOutcome) -> intercept_tools::ToolResult {
+    let content = outcome.content.iter().map(|content| intercept_tools::Content {
+        mime: Some(content.mime.clone()),
+        body: match &content.body {
+            ContentBody::Text(text) => intercept_tools::Body::Text(text.clone()),
+            ContentBody::Bytes(bytes) => intercept_tools::Body::Bytes(bytes.clone()),
+        },
+        meta: Vec::new(),
+    });
+    intercept_tools::ToolResult {
+        content: content.collect(),
+        structured: outcome.structured.as_ref().map(|object| Value::Object(object.clone()).to_string()),
+        is_error: outcome.is_error,
+        meta: Vec::new(),
+    }
+}
+
+impl From<intercept_tools::ToolResult> for wit::ToolResult {
+    fn from(result: intercept_tools::ToolResult) -> wit::ToolResult {
+        let content = result.content.into_iter().map(|content| wit::Content {
+            mime: content.mime,
+            body: match content.body {
+                intercept_tools::Body::Text(text) => wit::Body::Text(text),
+                intercept_tools::Body::Bytes(bytes) => wit::Body::Bytes(bytes),
+                intercept_tools::Body::Blob(blob) => wit::Body::Blob(blob),
+            },
+            meta: content.meta,
+        });
+        wit::ToolResult {
+            content: content.collect(),
+            structured: result.structured,
+            is_error: result.is_error,
+            meta: result.meta,
+        }
+    }
+}
+
+impl From<intercept_tools::ToolError> for wit::ToolError {
+    fn from(error: intercept_tools::ToolError) -> wit::ToolError {
+        wit::ToolError { code: error.code, message: error.message, hint: error.hint, retryable: error.retryable }
     }
 }
 
@@ -128,6 +271,12 @@ impl Guest<'_> {
         }
     }
 
+    fn too_large(&self, size: u64) -> ToolError {
+        let limit = self.limits.output_bytes;
+        self.error("output_limit", format!("returned {size} bytes, more than {limit}"), "")
+            .with_hint("ask for less; the profile's `limits = { output_bytes = ... }` decides this")
+    }
+
     fn timeout(&self, stderr: &str) -> ToolError {
         let seconds = self.limits.call_seconds;
         let what = format!("did not answer within {seconds} s (waiting for microVMs not counted)");
@@ -137,7 +286,9 @@ impl Guest<'_> {
     /// The next step after a limit of the profile; asking for the tool list has limits of its own.
     fn decided_by(&self, error: ToolError, key: &str) -> ToolError {
         match self.what {
-            LIST_TOOLS => error.with_hint("`list-tools` may only say what is known when the component is built"),
+            LIST_TOOLS | LIST_AMENDMENTS => {
+                error.with_hint("it may only say what is known when the component is built")
+            }
             _ => error.with_hint(format!("the profile's `limits = {{ {key} = ... }}` decides this")),
         }
     }
@@ -247,7 +398,14 @@ fn outcome(guest: &Guest<'_>, state: &mut CallState, result: wit::ToolResult) ->
                     .table
                     .delete(blob)
                     .map_err(|error| guest_failure(guest.component, "plugin_invalid", &error.to_string()))?;
-                (ContentBody::Bytes(blob.0.to_vec()), "application/octet-stream")
+                state.released(&blob);
+                if blob.len() > limit as u64 {
+                    return Err(guest.too_large(blob.len()));
+                }
+                let bytes = blob
+                    .read(0, limit)
+                    .map_err(|error| ToolError::new("io", format!("a blob's file cannot be read: {error}")))?;
+                (ContentBody::Bytes(bytes), "application/octet-stream")
             }
         };
         size = size.saturating_add(match &body {
@@ -257,9 +415,7 @@ fn outcome(guest: &Guest<'_>, state: &mut CallState, result: wit::ToolResult) ->
         content.push(Content { mime: block.mime.unwrap_or_else(|| mime.to_owned()), body });
     }
     if size > limit {
-        return Err(guest
-            .error("output_limit", format!("returned {size} bytes, more than {limit}"), "")
-            .with_hint("ask for less; the profile's `limits = { output_bytes = ... }` decides this"));
+        return Err(guest.too_large(size as u64));
     }
     let structured = match result.structured.as_deref().map(serde_json::from_str::<Map<String, Value>>) {
         None => None,

@@ -1,5 +1,4 @@
-//! Bytes the host keeps for a component: blobs, the bounded capture of a command's output, and the tail of the
-//! component's own standard error.
+//! The bounded capture of a command's output, and the tail of the component's own standard error.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +9,6 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 /// Bytes of a component's standard error that an error shows.
 const STDERR_TAIL_BYTES: usize = 2048;
-
-/// Immutable bytes behind a handle.
-#[derive(Clone, Debug)]
-pub struct Blob(pub(crate) Bytes);
 
 /// Keeps the head and the tail of a stream and counts the rest.
 #[derive(Debug)]

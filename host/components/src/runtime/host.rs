@@ -1,10 +1,10 @@
 //! `pyro:host`: what every component may use.
 
-use bytes::Bytes;
 use wasmtime::component::Resource;
 
 use super::bindings::pyro::host::{blobs, call, config, log};
-use super::capture::{Blob, sanitized};
+use super::blob::Blob;
+use super::capture::sanitized;
 use super::state::CallState;
 
 /// Log lines that one call may write.
@@ -73,26 +73,24 @@ impl config::Host for CallState {
 
 impl blobs::Host for CallState {
     fn from_bytes(&mut self, data: Vec<u8>) -> wasmtime::Result<Resource<Blob>> {
-        self.hold(data.len())?;
-        Ok(self.table.push(Blob(Bytes::from(data)))?)
+        self.push_bytes(data)
     }
 }
 
 impl blobs::HostBlob for CallState {
     fn size(&mut self, blob: Resource<Blob>) -> wasmtime::Result<u64> {
-        Ok(self.table.get(&blob)?.0.len() as u64)
+        Ok(self.table.get(&blob)?.len())
     }
 
     fn read(&mut self, blob: Resource<Blob>, offset: u64, len: u32) -> wasmtime::Result<Vec<u8>> {
-        let bytes = &self.table.get(&blob)?.0;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-        let end = start.saturating_add((len as usize).min(MAX_READ)).min(bytes.len());
-        Ok(bytes.get(start..end).unwrap_or_default().to_vec())
+        let read = self.table.get(&blob)?.read(offset, (len as usize).min(MAX_READ));
+        // The interface has no error here, and nothing of a plugin's makes a read of an open file fail.
+        read.map_err(|error| wasmtime::Error::msg(format!("a blob's file cannot be read: {error}")))
     }
 
     fn drop(&mut self, blob: Resource<Blob>) -> wasmtime::Result<()> {
         let blob = self.table.delete(blob)?;
-        self.blob_bytes = self.blob_bytes.saturating_sub(blob.0.len());
+        self.released(&blob);
         Ok(())
     }
 }

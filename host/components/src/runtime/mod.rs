@@ -7,12 +7,16 @@
 //!
 //! A trap, a limit, a timeout and a dropped call all end the same way: the store goes, and with it every handle.
 
+mod access;
 mod aot;
+mod attachments;
 mod bindings;
+mod blob;
 mod call;
 mod capture;
 mod engine;
 mod host;
+mod host_files;
 mod link;
 mod meter;
 mod prepare;
@@ -20,8 +24,9 @@ mod progress;
 mod state;
 mod vm;
 
+pub(crate) use access::HostAccess;
 pub(crate) use aot::AotCache;
-pub(crate) use call::{CallRequest, call};
+pub(crate) use call::{CallRequest, CallScope, after, before, call};
 pub(crate) use engine::runtime;
 pub use prepare::pack;
 pub(crate) use prepare::{Prepared, prepare};

@@ -1,21 +1,31 @@
 //! What one call's store holds, and the limits on it.
 
+use std::fs::File;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use pyro_engine::{EngineError, ErrorCode};
 use serde_json::Value;
 use tokio::sync::Mutex as AsyncMutex;
 use wasmtime::ResourceLimiter;
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Resource, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
+use super::access::HostAccess;
+use super::attachments::Attachments;
+use super::blob::Blob;
 use super::capture::StdioTail;
 use super::meter::CallClock;
 use super::progress::CallProgress;
+use super::vm::Redactors;
 use crate::profile::{GrantSet, Limits};
 use crate::tool::{CallInput, CallObserver};
 
 /// Bytes of blobs that one call may hold.
 pub(crate) const MAX_BLOB_BYTES: usize = 64 << 20;
+
+/// Files that the blobs of one call may hold open.
+pub(crate) const MAX_FILE_BLOBS: usize = 16;
 
 /// Table elements of all instances of a component: CPython has 40,000.
 const MAX_TABLE_ELEMENTS: usize = 1 << 20;
@@ -40,11 +50,21 @@ pub(crate) struct CallState {
     pub(crate) memory: MemoryLimit,
     pub(crate) stdio: StdioTail,
     pub(crate) blob_bytes: usize,
+    pub(crate) blob_files: usize,
+    /// Outputs under construction.
+    pub(crate) outputs: usize,
     pub(crate) clock: Arc<CallClock>,
     pub(crate) component: Arc<str>,
     pub(crate) config: Arc<str>,
     pub(crate) grants: Arc<GrantSet>,
-    pub(crate) engine: Option<pyro_engine::Engine>,
+    /// What is behind the gated interfaces; none while a component is asked what it lists.
+    pub(crate) access: Option<Arc<HostAccess>>,
+    /// What interceptors attached to this call.
+    pub(crate) attachments: Arc<Attachments>,
+    /// Whether this is an interceptor's `before`, which alone may attach.
+    pub(crate) may_attach: bool,
+    /// Redactors of the workspaces this instance has touched.
+    pub(crate) redactors: Redactors,
     pub(crate) observer: Arc<dyn CallObserver>,
     pub(crate) stdin: Arc<AsyncMutex<Option<CallInput>>>,
     pub(crate) call_id: String,
@@ -84,11 +104,16 @@ impl CallState {
             },
             stdio,
             blob_bytes: 0,
+            blob_files: 0,
+            outputs: 0,
             clock,
             component: Arc::from(""),
             config: Arc::from("{}"),
             grants: Arc::default(),
-            engine: None,
+            access: None,
+            attachments: Arc::default(),
+            may_attach: false,
+            redactors: Redactors::default(),
             observer,
             stdin: Arc::default(),
             call_id: String::new(),
@@ -101,6 +126,35 @@ impl CallState {
     pub(crate) fn hold(&mut self, bytes: usize) -> Result<(), LimitHit> {
         self.blob_bytes = self.blob_bytes.saturating_add(bytes);
         if self.blob_bytes > MAX_BLOB_BYTES { Err(LimitHit::Blobs) } else { Ok(()) }
+    }
+
+    /// Hands bytes to the component as a blob.
+    pub(crate) fn push_bytes(&mut self, bytes: impl Into<Bytes>) -> wasmtime::Result<Resource<Blob>> {
+        let bytes = bytes.into();
+        self.hold(bytes.len())?;
+        Ok(self.table.push(Blob::memory(bytes))?)
+    }
+
+    /// Hands a file to the component as a blob, or says that it holds too many.
+    pub(crate) fn push_file(&mut self, file: File) -> wasmtime::Result<Result<Resource<Blob>, EngineError>> {
+        if self.blob_files >= MAX_FILE_BLOBS {
+            let message = format!("this call holds {MAX_FILE_BLOBS} archives or disks already");
+            return Ok(Err(EngineError::new(ErrorCode::LimitExceeded, message)
+                .with_hint("drop a blob before the next one is asked for")));
+        }
+        match Blob::file(file) {
+            Ok(blob) => {
+                self.blob_files += 1;
+                Ok(Ok(self.table.push(blob)?))
+            }
+            Err(error) => Ok(Err(EngineError::io("look at a file", &error))),
+        }
+    }
+
+    /// Takes what a blob held from the account.
+    pub(crate) fn released(&mut self, blob: &Blob) {
+        self.blob_bytes = self.blob_bytes.saturating_sub(blob.held());
+        self.blob_files = self.blob_files.saturating_sub(usize::from(blob.is_file()));
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod cache;
 mod calls;
+mod gated;
+mod interceptors;
 mod loading;
 mod profiles;
 mod support;

@@ -108,6 +108,30 @@ impl Redactor {
         String::from_utf8_lossy(&self.bytes(text.as_bytes())).into_owned()
     }
 
+    /// Length of the longest form that is looked for.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// The ranges of `text` to replace, in order, and how much of `text` no further byte can change: what lies behind it
+    /// may begin a secret. `last` says that nothing follows.
+    #[must_use]
+    pub fn find(&self, text: &[u8], last: bool) -> (Vec<Range<usize>>, usize) {
+        let open = |from: usize| if last { text.len() } else { self.undecided(text, from) };
+        let mut found = Vec::new();
+        let mut from = 0;
+        for range in self.matches(text, None, last) {
+            let settled = open(from);
+            if settled <= range.start {
+                return (found, settled);
+            }
+            from = range.end;
+            found.push(range);
+        }
+        (found, open(from))
+    }
+
     /// The ranges of `text` to replace, in order. A match of an "alone" pattern
     /// counts only between other bytes; `last` says that nothing follows `text`.
     fn matches(&self, text: &[u8], before: Option<u8>, last: bool) -> Vec<Range<usize>> {
@@ -284,6 +308,15 @@ fn percent_encoded(value: &[u8], upper: bool, plus: bool) -> Zeroizing<Vec<u8>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_are_told_with_what_is_settled() {
+        let redactor = Redactor::new([b"hunter2".as_slice()]);
+        assert_eq!(redactor.find(b"my hunter2 hun", false), (vec![3..10], 11));
+        assert_eq!(redactor.find(b"my hunter2 hun", true), (vec![3..10], 14));
+        assert_eq!(redactor.find(b"nothing", false), (vec![], 7));
+        assert!(redactor.longest() >= 7);
+    }
     use proptest::prelude::*;
 
     fn redactor(values: &[&str]) -> Redactor {

@@ -1,0 +1,75 @@
+//! What must not be seen of a workspace: its secrets, taken out of everything that comes from it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pyro_engine::EngineError;
+use pyro_engine::secrets::{RedactedStream, Redactor};
+
+use super::super::bindings::pyro::vm::types;
+use super::super::state::CallState;
+
+/// The redactors of the workspaces that one instance has touched.
+#[derive(Debug, Default)]
+pub(crate) struct Redactors(HashMap<String, Arc<Redaction>>);
+
+/// The redactor of one workspace.
+#[derive(Debug)]
+pub(super) struct Redaction(Redactor);
+
+impl Redaction {
+    /// Hides `values`.
+    pub(super) fn of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Redaction {
+        Redaction(Redactor::new(values))
+    }
+
+    /// Starts a stream: a secret is found wherever the stream is cut.
+    pub(super) fn stream(&self) -> RedactedStream<'_> {
+        self.0.stream()
+    }
+
+    /// The redactor itself, for output that is read from any place on.
+    pub(super) fn redactor(&self) -> &Redactor {
+        &self.0
+    }
+
+    pub(super) fn text(&self, text: &str) -> String {
+        self.0.text(text)
+    }
+
+    pub(super) fn bytes(&self, bytes: Vec<u8>) -> Vec<u8> {
+        if self.0.is_empty() { bytes } else { self.0.bytes(&bytes) }
+    }
+
+    pub(super) fn pairs(&self, pairs: Vec<(String, String)>) -> Vec<(String, String)> {
+        pairs.into_iter().map(|(key, value)| (key, self.text(&value))).collect()
+    }
+
+    /// An engine's error as a component sees it.
+    pub(super) fn error(&self, failed: &EngineError) -> types::Error {
+        let mut error = super::error(failed);
+        error.message = self.text(&error.message);
+        error.hint = error.hint.map(|hint| self.text(&hint));
+        error.meta = self.pairs(error.meta);
+        error
+    }
+}
+
+impl CallState {
+    /// Returns the redaction of a workspace, read once per instance; that of no workspace hides nothing.
+    pub(super) async fn redaction(&mut self, workspace: Option<&str>) -> Result<Arc<Redaction>, types::Error> {
+        let Some(id) = workspace else { return Ok(Arc::new(Redaction::of([]))) };
+        if let Some(known) = self.redactors.0.get(id) {
+            return Ok(Arc::clone(known));
+        }
+        let values = self.secret_values(id).await?;
+        let redaction = Arc::new(Redaction::of(values.iter().map(|(_, value)| value.as_slice())));
+        self.redactors.0.insert(id.to_owned(), Arc::clone(&redaction));
+        Ok(redaction)
+    }
+
+    /// Forgets the redaction of a workspace whose secrets change.
+    pub(super) fn secrets_changed(&mut self, workspace: &str) {
+        self.redactors.0.remove(workspace);
+    }
+}
