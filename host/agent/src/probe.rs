@@ -1,6 +1,6 @@
 //! Probes: whether something is ready. Each is one attempt, made by a worker.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -87,8 +87,13 @@ fn status(address: &Address<'_>, until: Instant) -> Option<u16> {
     let mut buffer = [0; 512];
     while !answer.contains(&b'\n') && answer.len() < ANSWER_BYTES {
         stream.set_read_timeout(Some(left(until)?)).ok()?;
-        let count = stream.read(&mut buffer).ok().filter(|count| *count > 0)?;
-        answer.extend_from_slice(buffer.get(..count)?);
+        match stream.read(&mut buffer) {
+            Ok(0) => return None,
+            Ok(count) => answer.extend_from_slice(buffer.get(..count)?),
+            // A read with a timeout is not begun again by the kernel.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
     }
     status_of(&answer)
 }
