@@ -13,7 +13,20 @@ const PLUGIN_TARGET: &str = "wasm32-wasip2";
 
 /// Folders of `plugins/` that are built in, in the order they are listed. Each is also linked into this script, which
 /// asks it for the text of its `pyro:manifest` section.
-const BUILTIN_PLUGINS: &[(&str, fn() -> String)] = &[("exec", pyro_plugin_exec::pyro_manifest)];
+const BUILTIN_PLUGINS: &[(&str, fn() -> String)] = &[
+    ("exec", pyro_plugin_exec::pyro_manifest),
+    ("workspace", pyro_plugin_workspace::pyro_manifest),
+    ("workspace-exec", pyro_plugin_workspace_exec::pyro_manifest),
+    ("files", pyro_plugin_files::pyro_manifest),
+    ("vm", pyro_plugin_vm::pyro_manifest),
+    ("shells", pyro_plugin_shells::pyro_manifest),
+    ("services", pyro_plugin_services::pyro_manifest),
+    ("snapshots", pyro_plugin_snapshots::pyro_manifest),
+    ("disk", pyro_plugin_disk::pyro_manifest),
+    ("summary", pyro_plugin_summary::pyro_manifest),
+    ("secrets", pyro_plugin_secrets::pyro_manifest),
+    ("network", pyro_plugin_network::pyro_manifest),
+];
 
 fn main() {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -34,9 +47,13 @@ fn main() {
     }
 
     let target_dir = embed_target_dir(&out_dir);
-    let agent = build(&root, &target_dir, AGENT_TARGET, &["pyro-agent".to_owned()]).join("pyro-agent");
-    let packages: Vec<String> = BUILTIN_PLUGINS.iter().map(|(name, _)| format!("pyro-plugin-{name}")).collect();
-    let wasm_dir = build(&root, &target_dir, PLUGIN_TARGET, &packages);
+    let agent = build(&root, &target_dir, AGENT_TARGET, &["pyro-agent".to_owned()], &[]).join("pyro-agent");
+    let manifests: Vec<(&str, String)> = BUILTIN_PLUGINS.iter().map(|(name, manifest)| (*name, manifest())).collect();
+    let packages: Vec<String> = manifests.iter().map(|(name, _)| format!("pyro-plugin-{name}")).collect();
+    // A component that is given its manifest answers with it and leaves out the code that makes it.
+    let stated: Vec<(String, &str)> =
+        manifests.iter().map(|(name, text)| (format!("PYRO_MANIFEST_pyro-plugin-{name}"), text.as_str())).collect();
+    let wasm_dir = build(&root, &target_dir, PLUGIN_TARGET, &packages, &stated);
 
     let mut code = String::new();
     writeln!(
@@ -47,11 +64,11 @@ fn main() {
     code.push_str(
         "/// The built-in components: name and bytes.\npub static BUILTIN_COMPONENTS: &[(&str, &[u8])] = &[\n",
     );
-    for (name, manifest) in BUILTIN_PLUGINS {
+    for (name, manifest) in &manifests {
         let built = wasm_dir.join(format!("pyro_plugin_{}.wasm", name.replace('-', "_")));
         let component = fs::read(&built).unwrap_or_else(|error| panic!("cannot read {}: {error}", built.display()));
         let wasm = out_dir.join(format!("{name}.wasm"));
-        fs::write(&wasm, pyro_plugin_sdk::append_manifest(&component, &manifest())).expect("OUT_DIR is writable");
+        fs::write(&wasm, pyro_plugin_sdk::append_manifest(&component, manifest)).expect("OUT_DIR is writable");
         writeln!(code, "    ({name:?}, include_bytes!({wasm:?})),").expect("a String takes all");
     }
     code.push_str(
@@ -82,14 +99,15 @@ fn profiles(dir: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Builds `packages` for `target` with the `guest` profile; returns the folder
-/// with the products.
-fn build(root: &Path, target_dir: &Path, target: &str, packages: &[String]) -> PathBuf {
+/// Builds `packages` for `target` with the `guest` profile and `variables` in the environment; returns the folder with
+/// the products.
+fn build(root: &Path, target_dir: &Path, target: &str, packages: &[String], variables: &[(String, &str)]) -> PathBuf {
     let mut command = Command::new(env::var_os("CARGO").expect("cargo sets it"));
     command
         .current_dir(root)
         .args(["build", "--quiet", "--profile", "guest", "--target", target, "--target-dir"])
-        .arg(target_dir);
+        .arg(target_dir)
+        .envs(variables.iter().map(|(name, value)| (name, value)));
     for package in packages {
         command.args(["--package", package]);
     }

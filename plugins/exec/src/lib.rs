@@ -1,11 +1,10 @@
-//! The tools that run commands: `vm_run` in a microVM of its own, `workspace_exec` in a workspace.
+//! The tool that runs a command in a microVM of its own: `vm_run`.
 
 mod vm_run;
-mod workspace_exec;
 
 use serde::Deserialize;
 
-pyro_plugin_sdk::export!(vm_run::VmRun, workspace_exec::WorkspaceExec);
+pyro_plugin_sdk::export!(vm_run::VmRun);
 
 /// The component's `config`.
 #[derive(Deserialize)]
@@ -25,10 +24,8 @@ impl Default for Config {
 mod tests {
     #[test]
     fn the_tools_take_what_the_contract_says() {
-        let expected = [
-            "vm_run(environment*, command*, vcpu_count=1, mem_mib=1024, timeout_seconds=30, ttl_seconds=600)",
-            "workspace_exec(workspace_id*, command*, timeout_seconds=30, cwd=\"/workspace\", env={}, stdin)",
-        ];
+        let expected =
+            ["vm_run(environment*, command*, vcpu_count=1, mem_mib=1024, timeout_seconds=30, ttl_seconds=600)"];
         assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
     }
 }

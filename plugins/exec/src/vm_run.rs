@@ -14,7 +14,7 @@ pub struct VmRun;
 impl Tool for VmRun {
     const NAME: &'static str = "vm_run";
     const TITLE: &'static str = "Run a command in a fresh microVM";
-    const DESCRIPTION: &'static str = "Runs one shell command in a new Linux microVM made from an environment, then \
+    const DESCRIPTION: &'static str = "Runs one command line in a new Linux microVM made from an environment, then \
         deletes the microVM. Returns stdout, stderr and exit_code; a non-zero exit code or a time-out is a result, not \
         an error. Of long output the head and the tail are kept. Nothing is left for a later call.";
     const HINTS: Hints = Hints::CONTAINED;

@@ -34,7 +34,11 @@ impl ShellLine<'_> {
     /// # Errors
     /// Those of the host; a command that fails or runs out of time is a result.
     pub fn run(self, machine: &Machine) -> Result<exec::Output, ToolError> {
-        let command = Command {
+        Ok(exec::run(machine, &self.command())?)
+    }
+
+    fn command(self) -> Command {
+        Command {
             program: Program::Shell(self.command.to_owned()),
             cwd: self.cwd.map(str::to_owned),
             env: self.env,
@@ -42,8 +46,7 @@ impl ShellLine<'_> {
             timeout_ms: u64::from(self.timeout_seconds) * 1000,
             keep_bytes: self.keep_bytes,
             meta: Vec::new(),
-        };
-        Ok(exec::run(machine, &command)?)
+        }
     }
 }
 
@@ -146,6 +149,21 @@ mod tests {
             assert_eq!(signal_number(&name), Some(number), "{name}");
         }
         assert_eq!(signal_number("SIGRTMIN+3"), None);
+    }
+
+    #[test]
+    fn a_line_stands_alone_and_binds_to_no_change_of_directory() {
+        let line = ShellLine {
+            command: "false; pwd",
+            cwd: Some("/workspace"),
+            env: Vec::new(),
+            stdin: Input::None,
+            timeout_seconds: 30,
+            keep_bytes: 9,
+        };
+        let command = line.command();
+        assert!(matches!(command.program, Program::Shell(line) if line == "false; pwd"));
+        assert_eq!((command.cwd.as_deref(), command.timeout_ms), (Some("/workspace"), 30_000));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pyro_plugin_interceptor::exports::pyro::plugin::{interceptor as wit, tools};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::cli::Flag;
@@ -61,16 +61,16 @@ pub struct Outcome {
 }
 
 /// What an interceptor adds to one tool.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Amendment {
     tool: String,
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
     input_properties: Map<String, Value>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     required: Vec<String>,
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
     output_properties: Map<String, Value>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     meta: BTreeMap<String, String>,
 }
 
@@ -124,20 +124,17 @@ fn fields(schema: Value) -> (Map<String, Value>, Vec<String>) {
     (properties, required)
 }
 
-/// Returns an interceptor's amendments for the component's interface.
-#[doc(hidden)]
-pub fn amendments_of<I: Interceptor>() -> Vec<wit::Amendment> {
-    let json = |properties: Map<String, Value>| Value::Object(properties).to_string();
-    I::amendments()
-        .into_iter()
-        .map(|amendment| wit::Amendment {
+impl From<Amendment> for wit::Amendment {
+    fn from(amendment: Amendment) -> wit::Amendment {
+        let json = |properties: Map<String, Value>| Value::Object(properties).to_string();
+        wit::Amendment {
             tool: amendment.tool,
             input_properties: json(amendment.input_properties),
             required: amendment.required,
             output_properties: json(amendment.output_properties),
             meta: amendment.meta.into_iter().collect(),
-        })
-        .collect()
+        }
+    }
 }
 
 /// Serves `before`.
@@ -188,21 +185,21 @@ impl From<tools::CallContext> for Call {
     }
 }
 
-/// A tool definition for the interface of a component that is an interceptor too.
-#[doc(hidden)]
-pub fn intercepting_definition(definition: Definition) -> tools::ToolDef {
-    let tool = definition.into_wit();
-    tools::ToolDef {
-        name: tool.name,
-        title: tool.title,
-        description: tool.description,
-        input_schema: tool.input_schema,
-        output_schema: tool.output_schema,
-        read_only: tool.read_only,
-        destructive: tool.destructive,
-        idempotent: tool.idempotent,
-        open_world: tool.open_world,
-        meta: tool.meta,
+impl From<Definition> for tools::ToolDef {
+    fn from(definition: Definition) -> tools::ToolDef {
+        let tool = crate::bindings::exports::pyro::plugin::tools::ToolDef::from(definition);
+        tools::ToolDef {
+            name: tool.name,
+            title: tool.title,
+            description: tool.description,
+            input_schema: tool.input_schema,
+            output_schema: tool.output_schema,
+            read_only: tool.read_only,
+            destructive: tool.destructive,
+            idempotent: tool.idempotent,
+            open_world: tool.open_world,
+            meta: tool.meta,
+        }
     }
 }
 
@@ -224,7 +221,6 @@ impl From<ToolError> for tools::ToolError {
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
     use serde_json::json;
 
     use super::*;

@@ -57,16 +57,18 @@ mod tool;
 
 pub use cli::{Blocks, Cli, Flag, Human, Table};
 pub use interceptor::{Amendment, Decision, Interceptor, Outcome};
-pub use manifest::{append_manifest, intercepting_manifest, manifest};
+pub use manifest::append_manifest;
 pub use schemars::JsonSchema;
 pub use tool::{Call, Hints, Tool, ToolError};
 
 #[doc(hidden)]
-pub use interceptor::{after, amendments_of, before, intercepting_answer, intercepting_definition};
+pub use interceptor::{after, before, intercepting_answer};
+#[doc(hidden)]
+pub use manifest::Manifest;
 #[doc(hidden)]
 pub use pyro_plugin_interceptor;
 #[doc(hidden)]
-pub use tool::{Definition, answer, definition, definition_of};
+pub use tool::{Definition, answer, definition};
 
 /// What every component may use.
 pub mod host {
@@ -86,6 +88,16 @@ pub mod secrets {
     pub use crate::bindings::pyro::secrets::{bindings, store};
 }
 
+/// The text of the manifest section, when the build passes it in `PYRO_MANIFEST_` with the package's name: a component
+/// built so need not hold the code that makes it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! stated_manifest {
+    () => {
+        ::std::option_env!(::std::concat!("PYRO_MANIFEST_", ::std::env!("CARGO_PKG_NAME")))
+    };
+}
+
 /// Makes a component of tools. Call it once, at the root of a crate.
 ///
 /// `export!(A, B; interceptor = I)` makes one that is an [`Interceptor`] besides.
@@ -94,10 +106,9 @@ macro_rules! export {
     ($($tool:ty),+ $(,)?; interceptor = $interceptor:ty $(,)?) => {
         /// Returns the text of the component's `pyro:manifest` section.
         pub fn pyro_manifest() -> ::std::string::String {
-            $crate::intercepting_manifest(
-                &[$($crate::definition::<$tool>()),+],
-                &<$interceptor as $crate::Interceptor>::amendments(),
-            )
+            let amendments = <$interceptor as $crate::Interceptor>::amendments();
+            $crate::Manifest::new(::std::vec![$($crate::definition::<$tool>()),+], ::std::option::Option::Some(amendments))
+                .text()
         }
 
         // The exports have names that only a component linker understands.
@@ -107,11 +118,19 @@ macro_rules! export {
 
             struct Plugin;
 
+            fn manifest() -> $crate::Manifest {
+                $crate::Manifest::stated_or($crate::stated_manifest!(), || {
+                    let amendments = <$interceptor as $crate::Interceptor>::amendments();
+                    $crate::Manifest::new(
+                        ::std::vec![$($crate::definition::<$tool>()),+],
+                        ::std::option::Option::Some(amendments),
+                    )
+                })
+            }
+
             impl tools::Guest for Plugin {
                 fn list_tools() -> ::std::result::Result<::std::vec::Vec<tools::ToolDef>, tools::ToolError> {
-                    ::std::result::Result::Ok(::std::vec![
-                        $($crate::intercepting_definition($crate::definition::<$tool>())),+
-                    ])
+                    ::std::result::Result::Ok(manifest().tools.into_iter().map(tools::ToolDef::from).collect())
                 }
 
                 fn call(
@@ -133,7 +152,8 @@ macro_rules! export {
             impl interceptor::Guest for Plugin {
                 fn list_amendments(
                 ) -> ::std::result::Result<::std::vec::Vec<interceptor::Amendment>, tools::ToolError> {
-                    ::std::result::Result::Ok($crate::amendments_of::<$interceptor>())
+                    let amendments = manifest().amendments.unwrap_or_default();
+                    ::std::result::Result::Ok(amendments.into_iter().map(interceptor::Amendment::from).collect())
                 }
 
                 fn before(
@@ -162,7 +182,7 @@ macro_rules! export {
     ($($tool:ty),+ $(,)?) => {
         /// Returns the text of the component's `pyro:manifest` section.
         pub fn pyro_manifest() -> ::std::string::String {
-            $crate::manifest(&[$($crate::definition::<$tool>()),+])
+            $crate::Manifest::new(::std::vec![$($crate::definition::<$tool>()),+], ::std::option::Option::None).text()
         }
 
         // The exports have names that only a component linker understands.
@@ -174,7 +194,13 @@ macro_rules! export {
 
             impl tools::Guest for Plugin {
                 fn list_tools() -> ::std::result::Result<::std::vec::Vec<tools::ToolDef>, tools::ToolError> {
-                    ::std::result::Result::Ok(::std::vec![$($crate::definition_of::<$tool>()),+])
+                    let manifest = $crate::Manifest::stated_or($crate::stated_manifest!(), || {
+                        $crate::Manifest::new(
+                            ::std::vec![$($crate::definition::<$tool>()),+],
+                            ::std::option::Option::None,
+                        )
+                    });
+                    ::std::result::Result::Ok(manifest.tools.into_iter().map(tools::ToolDef::from).collect())
                 }
 
                 fn call(

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::bindings::exports::pyro::plugin::tools as wit;
@@ -144,24 +144,24 @@ impl From<ToolError> for wit::ToolError {
 
 /// A tool's definition, in the form of the `pyro:manifest` section.
 #[doc(hidden)]
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Definition {
-    name: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    title: Option<&'static str>,
-    description: &'static str,
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    title: Option<String>,
+    description: String,
     input_schema: Value,
     output_schema: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     read_only: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     destructive: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     idempotent: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     open_world: Option<bool>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    meta: BTreeMap<&'static str, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    meta: BTreeMap<String, String>,
 }
 
 #[doc(hidden)]
@@ -169,37 +169,32 @@ pub fn definition<T: Tool>() -> Definition {
     // A struct of strings and booleans always has a JSON form.
     let cli = T::cli().and_then(|cli| serde_json::to_string(&cli).ok());
     Definition {
-        name: T::NAME,
-        title: Some(T::TITLE).filter(|title| !title.is_empty()),
-        description: T::DESCRIPTION,
+        name: T::NAME.to_owned(),
+        title: Some(T::TITLE.to_owned()).filter(|title| !title.is_empty()),
+        description: T::DESCRIPTION.to_owned(),
         input_schema: input_schema::<T::Arguments>(),
         output_schema: output_schema::<T::Output>(),
         read_only: T::HINTS.read_only,
         destructive: T::HINTS.destructive,
         idempotent: T::HINTS.idempotent,
         open_world: T::HINTS.open_world,
-        meta: cli.into_iter().map(|cli| ("cli", cli)).collect(),
+        meta: cli.into_iter().map(|cli| ("cli".to_owned(), cli)).collect(),
     }
 }
 
-#[doc(hidden)]
-pub fn definition_of<T: Tool>() -> wit::ToolDef {
-    definition::<T>().into_wit()
-}
-
-impl Definition {
-    pub(crate) fn into_wit(self) -> wit::ToolDef {
+impl From<Definition> for wit::ToolDef {
+    fn from(definition: Definition) -> wit::ToolDef {
         wit::ToolDef {
-            name: self.name.to_owned(),
-            title: self.title.map(str::to_owned),
-            description: self.description.to_owned(),
-            input_schema: self.input_schema.to_string(),
-            output_schema: Some(self.output_schema.to_string()),
-            read_only: self.read_only,
-            destructive: self.destructive,
-            idempotent: self.idempotent,
-            open_world: self.open_world,
-            meta: self.meta.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+            name: definition.name,
+            title: definition.title,
+            description: definition.description,
+            input_schema: definition.input_schema.to_string(),
+            output_schema: Some(definition.output_schema.to_string()),
+            read_only: definition.read_only,
+            destructive: definition.destructive,
+            idempotent: definition.idempotent,
+            open_world: definition.open_world,
+            meta: definition.meta.into_iter().collect(),
         }
     }
 }

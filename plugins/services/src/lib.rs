@@ -3,6 +3,7 @@
 //! The guest agent keeps the process and its logs; the host keeps what this component notes about
 //! it (command, readiness, why it was stopped) in the service's `meta`.
 
+mod counts;
 mod logs;
 mod notes;
 mod readiness;
@@ -10,6 +11,7 @@ mod shape;
 mod start;
 mod tools;
 
+use counts::Counts;
 use tools::list::ServiceList;
 use tools::logs::ServiceLogs;
 use tools::restart::ServiceRestart;
@@ -17,7 +19,7 @@ use tools::start::ServiceStart;
 use tools::status::ServiceStatus;
 use tools::stop::ServiceStop;
 
-pyro_plugin_sdk::export!(ServiceStart, ServiceList, ServiceStatus, ServiceLogs, ServiceStop, ServiceRestart);
+pyro_plugin_sdk::export!(ServiceStart, ServiceList, ServiceStatus, ServiceLogs, ServiceStop, ServiceRestart; interceptor = Counts);
 
 #[cfg(test)]
 mod tests {

@@ -38,8 +38,6 @@ pub struct Workspace {
     pub reset_count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_reset_at: Option<f64>,
-    pub service_count: u32,
-    pub running_service_count: u32,
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -109,9 +107,8 @@ impl From<WorkspaceInfo> for Workspace {
             last_command: info.last_command.map(Command::from),
             reset_count: info.reset_count,
             last_reset_at: info.last_reset_at,
-            service_count: info.service_count,
-            running_service_count: info.running_service_count,
-            metadata: info.meta.into_iter().collect(),
+            // Secrets are told by their own group.
+            metadata: info.meta.into_iter().filter(|(key, _)| key != "secrets").collect(),
         }
     }
 }

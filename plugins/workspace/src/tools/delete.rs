@@ -17,7 +17,7 @@ pub struct WorkspaceDelete;
 
 impl Tool for WorkspaceDelete {
     const NAME: &'static str = "workspace_delete";
-    const DESCRIPTION: &'static str = "Deletes a workspace with all its files and snapshots.";
+    const DESCRIPTION: &'static str = "Deletes a workspace with all its files.";
     const HINTS: Hints = Hints { destructive: Some(true), ..Hints::CONTAINED };
     type Arguments = OneWorkspace;
     type Output = Output;

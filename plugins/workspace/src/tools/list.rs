@@ -32,8 +32,6 @@ pub struct Item {
     pub last_activity_at: f64,
     pub expires_at: f64,
     pub command_count: u64,
-    pub service_count: u32,
-    pub running_service_count: u32,
 }
 
 impl From<WorkspaceInfo> for Item {
@@ -48,8 +46,6 @@ impl From<WorkspaceInfo> for Item {
             last_activity_at: info.last_activity_at,
             expires_at: info.expires_at,
             command_count: info.command_count,
-            service_count: info.service_count,
-            running_service_count: info.running_service_count,
         }
     }
 }
