@@ -1,4 +1,4 @@
-//! The tasks of this repository: `cargo xtask setup|build|demo|test|check|bench|lab`.
+//! The tasks of this repository: `cargo xtask setup|build|demo|test|check|bench|fuzz|lab`.
 //!
 //! Each task installs what it needs first, so that one command does everything
 //! on a fresh Debian machine with Rust. What the tasks say goes to stderr;
@@ -8,6 +8,7 @@
 mod bench;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
 mod setup;
 mod shell;
@@ -36,6 +37,8 @@ enum Task {
     Check,
     /// Measure, and print medians
     Bench(bench::Options),
+    /// Feed the devices of the VMM with inputs that look for what breaks them
+    Fuzz(fuzz::Options),
     /// Run a command on a machine with a working KVM: a software CPU with nested SVM
     Lab {
         /// The command; the host's files are there, read-only
@@ -54,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test(options) => test::run(&root, &options),
         Task::Check => check::run(&root),
         Task::Bench(options) => bench::run(&root, &options),
+        Task::Fuzz(options) => fuzz::run(&root, &options),
         Task::Lab { command } => {
             let code = lab::run(&shell::target_dir(&root), &command)?;
             std::process::exit(code);

@@ -12,7 +12,10 @@ use serde_json::Value;
 
 use crate::lab::{self, LabOptions};
 use crate::shell::{self, Cmd};
-use crate::{WHOLE_WORKSPACE, bench, build, setup};
+use crate::{WHOLE_WORKSPACE, bench, build, fuzz, setup};
+
+/// How long each fuzz target runs: enough to go through what is kept of inputs and a little further.
+const FUZZ_SECONDS: u32 = 20;
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -48,6 +51,9 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         &mut totals,
     )?;
     sound &= lab_tests(root, &home, options.filter.as_deref(), &mut totals)?;
+    if options.filter.is_none() {
+        fuzz::all(root, FUZZ_SECONDS)?;
+    }
     show(&format!("{} passed, {} failed", totals.passed, totals.failed));
     if !sound || totals.failed > 0 {
         bail!("{} tests failed", totals.failed);
