@@ -49,11 +49,10 @@ impl<'a> Address<'a> {
         if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             return None;
         }
-        let scheme = "http://";
-        let rest = text
-            .get(..scheme.len())
-            .filter(|start| start.eq_ignore_ascii_case(scheme))
-            .map(|_| &text[scheme.len()..])?;
+        let (start, rest) = text.split_at_checked("http://".len())?;
+        if !start.eq_ignore_ascii_case("http://") {
+            return None;
+        }
         let rest = rest.split('#').next()?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);

@@ -170,9 +170,10 @@ impl Staging<'_> {
                     file.write_all(bytes).map_err(|error| refuse(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
                     left -= bytes.len() as u64;
                 }
-                let padding = usize::try_from(size % BLOCK as u64).unwrap_or(0);
-                if padding > 0 {
-                    self.source.fill(&mut [0; BLOCK][padding..])?;
+                let over = usize::try_from(size % BLOCK as u64).unwrap_or(0);
+                let mut padding = [0; BLOCK];
+                if over > 0 {
+                    self.source.fill(padding.get_mut(over..).unwrap_or_default())?;
                 }
                 fchmod(&file, Mode::from_raw_mode(head.mode)).map_err(refuse)?;
                 set_mtime(&file, head.mtime);

@@ -22,6 +22,9 @@ use crate::{
     machine::Machine,
 };
 
+/// The largest archive taken from a guest: more than any guest's disk has. A sparse file can claim any size, and its zeroes
+/// would fill the host's disk.
+const ARCHIVE_LIMIT: u64 = 16 * 1024 * 1024 * 1024;
 /// Bytes of an archive collected before they are written to the host's disk.
 const WRITE_SIZE: usize = 1024 * 1024;
 
@@ -163,7 +166,7 @@ impl Machine {
     /// to a directory at `path`; a file or symlink is one entry of its own name. Devices, sockets and pipes are left out.
     ///
     /// # Errors
-    /// As [`Self::file_stat`]; `disk_full` when the host's disk is full. `into` then holds a part.
+    /// As [`Self::file_stat`]; `disk_full` when the host's disk is full, `limit_exceeded` over 16 GiB. `into` then holds a part.
     pub async fn archive(&self, root: &str, path: &str, into: File) -> Result<u64, EngineError> {
         let mut call = Call::look(self, Op::FileArchive(at(root, path))).await?;
         let into = Arc::new(into);
@@ -180,6 +183,11 @@ impl Machine {
             };
             if held.len() >= WRITE_SIZE || ended {
                 total += held.len() as u64;
+                if total > ARCHIVE_LIMIT {
+                    let message = format!("the archive of `{path}` has more than {} GiB", ARCHIVE_LIMIT >> 30);
+                    return Err(EngineError::new(ErrorCode::LimitExceeded, message)
+                        .with_hint("look for a sparse file that claims to be huge"));
+                }
                 let file = Arc::clone(&into);
                 let written = blocking(move || (&*file).write_all(&held).map(|()| held)).await;
                 held = written.map_err(|e| EngineError::io("write an archive of the guest", &e))?;
