@@ -211,8 +211,27 @@ impl CliForm {
     }
 }
 
+/// The `cli` key of an amendment's meta: how the arguments that it adds look as flags.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AddedFlags {
+    pub(crate) flags: Vec<CliFlag>,
+}
+
+impl AddedFlags {
+    /// Reads the key's text; none when it does not have the form.
+    pub(crate) fn read(text: &str) -> Option<AddedFlags> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// Returns what is wrong with them for the arguments that the amendment adds.
+    pub(crate) fn problems(&self, arguments: &Map<String, Value>) -> Vec<(String, &'static str)> {
+        flag_problems(&self.flags, Some(arguments))
+    }
+}
+
 /// Returns what is wrong with flags for arguments of these schemas.
-pub(crate) fn flag_problems(flags: &[CliFlag], arguments: Option<&Map<String, Value>>) -> Vec<(String, &'static str)> {
+fn flag_problems(flags: &[CliFlag], arguments: Option<&Map<String, Value>>) -> Vec<(String, &'static str)> {
     let mut problems = Vec::new();
     for (at, flag) in flags.iter().enumerate() {
         let twice = flags.iter().take(at).any(|other| other.name == flag.name);
@@ -325,6 +344,16 @@ mod tests {
             ]
         );
         assert!(serde_json::from_value::<CliForm>(json!({"path": ["a"], "colour": 1})).is_err());
+    }
+
+    #[test]
+    fn an_amendment_s_flags_are_for_what_it_adds() {
+        let added = AddedFlags::read(r#"{"flags":[{"name":"secret-env","argument":"secret_env","takes":"binding"}]}"#);
+        let added = added.unwrap();
+        let arguments = |name: &str| Map::from_iter([(name.to_owned(), json!({}))]);
+        assert_eq!(added.problems(&arguments("secret_env")), []);
+        assert_eq!(added.problems(&arguments("secrets")).len(), 1);
+        assert!(AddedFlags::read(r#"{"path":["a"]}"#).is_none());
     }
 
     #[test]

@@ -14,9 +14,8 @@ pub struct VmRun;
 impl Tool for VmRun {
     const NAME: &'static str = "vm_run";
     const TITLE: &'static str = "Run a command in a fresh microVM";
-    const DESCRIPTION: &'static str = "Runs one command line in a new Linux microVM made from an environment, then \
-        deletes the microVM. Returns stdout, stderr and exit_code; a non-zero exit code or a time-out is a result, not \
-        an error. Of long output the head and the tail are kept. Nothing is left for a later call.";
+    const DESCRIPTION: &'static str = "Runs one command line in a new Linux microVM, then deletes the microVM. A non-zero \
+        exit code or a time-out is a result, not an error. Of long output the head and the tail are kept.";
     const HINTS: Hints = Hints::CONTAINED;
     type Arguments = Arguments;
     type Output = Output;
@@ -49,7 +48,7 @@ impl Tool for VmRun {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arguments {
-    /// Environment to boot, as debian:12 (git, python3), debian:12-base (minimal) or debian:12-build (C tool chain).
+    /// debian:12 (git, python3), debian:12-base (minimal) or debian:12-build (C tool chain).
     environment: String,
     /// Command line for /bin/sh, run as root in /workspace.
     command: String,
@@ -61,11 +60,11 @@ pub struct Arguments {
     #[serde(default = "mem_mib")]
     #[schemars(range(min = 256, max = 32768))]
     mem_mib: u32,
-    /// Seconds after which the command and all it started are killed.
+    /// Seconds after which the command is killed.
     #[serde(default = "timeout_seconds")]
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: u32,
-    /// Seconds after which the microVM ends, whatever happens.
+    /// Seconds after which the microVM ends.
     #[serde(default = "ttl_seconds")]
     #[schemars(range(min = 60, max = 3600))]
     ttl_seconds: u32,

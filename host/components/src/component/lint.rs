@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::spec::{AmendmentSpec, ToolSpec};
-use crate::cli::CliForm;
+use crate::cli::{AddedFlags, CliForm};
 
 /// Longest name; clients put a prefix before it.
 const MAX_NAME: usize = 40;
@@ -99,6 +99,14 @@ pub(crate) fn lint_amendments(amendments: &mut [AmendmentSpec]) -> Vec<Finding> 
             if let Some(Value::Object(repaired)) = schema.get("properties") {
                 properties.clone_from(repaired);
             }
+        }
+        let Some(text) = amendment.meta.get("cli") else { continue };
+        let Some(added) = AddedFlags::read(text) else {
+            linter.refuse("has a `cli` that is no list of flags".to_owned(), "see `cli` in docs/plugins.md");
+            continue;
+        };
+        for (message, hint) in added.problems(&amendment.input_properties) {
+            linter.refuse(message, hint);
         }
     }
     findings

@@ -247,6 +247,15 @@ mod tests {
     }
 
     #[test]
+    fn the_sdk_appends_the_same_section() {
+        for length in [0, 100, 127, 128, 20_000] {
+            let json = "x".repeat(length);
+            let ours = append_manifest(EMPTY, &json);
+            assert!(ours == pyro_plugin_sdk::append_manifest(EMPTY, &json), "{length}");
+        }
+    }
+
+    #[test]
     fn what_is_not_a_component_is_named() {
         let text = |bytes: &[u8]| ComponentScan::read(bytes).unwrap_err().to_string();
         assert_eq!(text(b""), "not a WebAssembly file: it starts with nothing, it is empty");

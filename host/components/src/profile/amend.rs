@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::narrow::{BoundInterceptor, BoundTool};
 use super::{ResolvedComponent, ResolvedProfile};
+use crate::cli::AddedFlags;
 use crate::component::{AmendmentSpec, Listing, lint_amended, lint_amendments};
 use crate::diagnostic::Diagnostic;
 
@@ -94,6 +95,13 @@ fn add(
         }
         tool.own_output.get_or_insert(stated);
         tool.def.output_schema = Some(Arc::new(output));
+    }
+    let added = amendment.meta.get("cli").and_then(|text| AddedFlags::read(text));
+    if let (Some(cli), Some(added)) = (&mut tool.def.cli, added) {
+        if let Some(flag) = added.flags.iter().find(|flag| cli.flags.iter().any(|other| other.name == flag.name)) {
+            return Err(clash("flag", &format!("--{}", flag.name)));
+        }
+        cli.flags.extend(added.flags);
     }
     tool.def.input_schema = Arc::new(input);
     let grants = &component.grants;
