@@ -91,8 +91,7 @@ async fn a_workspace_lives_until_it_is_deleted() {
     // A killed VM process leaves a stopped workspace.
     run(&machine, "echo more >> note; sync").await.unwrap();
     for pid in home.processes() {
-        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        support::kill(pid);
     }
     machine.ended().await;
     assert_eq!(other.info(&id, Workspace).await.unwrap().record.state, RecordState::Stopped);

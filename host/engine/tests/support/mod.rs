@@ -14,6 +14,23 @@ use pyro_engine::{
 };
 use tempfile::TempDir;
 
+pub fn workspaces_in(home: &Path) -> Workspaces {
+    Workspaces::open(engine_in(home, |_| {})).unwrap()
+}
+
+fn engine_in(home: &Path, change: impl FnOnce(&mut EngineOptions)) -> Engine {
+    let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
+    let (own, shared) = (Paths::below(home), Paths::below(Path::new(&shared)));
+    let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
+    let mut options = EngineOptions::with_agent(AgentSource(fs::read(agent).unwrap().leak())).unwrap();
+    options.vmm_program = example("machine");
+    options.max_machines = None;
+    // Hosts that run tests are busy.
+    options.boot_limit = Duration::from_secs(120);
+    change(&mut options);
+    Engine::open(Paths { state: own.state, run: own.run, ..shared }, options).unwrap()
+}
+
 /// State and machines of one test.
 pub struct Home {
     pub dir: TempDir,
@@ -30,27 +47,13 @@ impl Home {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    pub fn paths(&self) -> Paths {
-        let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
-        let shared = Paths::below(Path::new(&shared));
-        let own = Paths::below(self.dir.path());
-        Paths { state: own.state, run: own.run, ..shared }
-    }
-
     pub fn engine(&self, change: impl FnOnce(&mut EngineOptions)) -> Engine {
-        let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
-        let mut options = EngineOptions::with_agent(AgentSource(fs::read(agent).unwrap().leak())).unwrap();
-        options.vmm_program = example("machine");
-        options.max_machines = None;
-        // Hosts that run tests are busy.
-        options.boot_limit = Duration::from_secs(120);
-        change(&mut options);
-        Engine::open(self.paths(), options).unwrap()
+        engine_in(self.dir.path(), change)
     }
 
     /// As another process would see the records.
     pub fn workspaces(&self) -> Workspaces {
-        Workspaces::open(self.engine(|_| {})).unwrap()
+        workspaces_in(self.dir.path())
     }
 
     /// Returns the files of the state directory, but for the database's own.
@@ -82,6 +85,15 @@ impl Home {
         processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&run)))
     }
 
+    /// Waits until no process of a machine is left.
+    pub async fn assert_no_processes(&self) {
+        let begun = Instant::now();
+        while !self.processes().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(15), "left behind: {:?}", self.processes());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until no machine is left.
     pub async fn assert_no_machines(&self) {
         let begun = Instant::now();
@@ -97,12 +109,15 @@ impl Drop for Home {
     fn drop(&mut self) {
         // A test that failed leaves its machines; they are its own, and so it ends them.
         for pid in self.processes() {
-            let _ = rustix::process::kill_process(
-                rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(),
-                rustix::process::Signal::KILL,
-            );
+            kill(pid);
         }
     }
+}
+
+/// Kills a process, which may have ended already.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
 fn processes(wanted: impl Fn(u32) -> bool) -> Vec<u32> {
