@@ -129,22 +129,39 @@ async fn die(home: &Home, operation: &str, failpoint: &str) {
 /// Returns their ids and states.
 async fn look(home: &Home, kind: RecordKind, when: &str) -> Vec<(String, RecordState)> {
     let workspaces = home.workspaces();
-    let infos = workspaces.list(kind).await.unwrap();
-    let (mut files, mut machines, mut found) = (Vec::new(), Vec::new(), Vec::new());
-    for info in infos {
-        let id = info.record.id;
-        files.extend([id.clone(), format!("{id}.lock")]);
-        if kind == Workspace {
-            files.push(format!("{id}/disk"));
-            files.extend(workspaces.snapshots(&id).await.unwrap().iter().map(|row| format!("{id}/{}", row.file)));
-            files.extend(info.secrets.iter().map(|_| format!("{id}/secret")));
+    let begun = Instant::now();
+    let (mut files, mut machines, mut found);
+    'again: loop {
+        (files, machines, found) = (Vec::new(), Vec::new(), Vec::new());
+        for info in workspaces.list(kind).await.unwrap() {
+            let id = info.record.id;
+            files.extend([id.clone(), format!("{id}.lock")]);
+            if kind == Workspace {
+                files.push(format!("{id}/disk"));
+                files.extend(workspaces.snapshots(&id).await.unwrap().iter().map(|row| format!("{id}/{}", row.file)));
+                files.extend(info.secrets.iter().map(|_| format!("{id}/secret")));
+            }
+            if info.record.state == RecordState::Started {
+                let lives = match workspaces.machine(&id, kind).await {
+                    Ok(machine) => run(&machine, "echo lives").await.map(|said| (machine.id().to_owned(), said)),
+                    Err(error) => Err(error),
+                };
+                match lives {
+                    Ok((machine, said)) => {
+                        assert_eq!(said, "lives\n", "{when}");
+                        machines.push(machine);
+                    }
+                    // A stop was under way: its guest goes on shutting down and is stopped in a moment.
+                    Err(error) => {
+                        assert!(begun.elapsed() < Duration::from_secs(20), "{when}: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue 'again;
+                    }
+                }
+            }
+            found.push((id, info.record.state));
         }
-        if info.record.state == RecordState::Started {
-            let machine = workspaces.machine(&id, kind).await.unwrap();
-            machines.push(machine.id().to_owned());
-            assert_eq!(run(&machine, "echo lives").await.unwrap(), "lives\n", "{when}");
-        }
-        found.push((id, info.record.state));
+        break;
     }
     // Which disk and which value file it is, is the record's own affair; how many there are is not.
     let mut there: Vec<String> = home

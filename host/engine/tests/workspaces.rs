@@ -331,7 +331,7 @@ async fn published_ports_outlive_the_client() {
     // Says its first line back in capitals; one connection after another.
     let server = "use Socket; socket(S,PF_INET,SOCK_STREAM,0); setsockopt(S,SOL_SOCKET,SO_REUSEADDR,1); \
         bind(S,sockaddr_in(8080,INADDR_LOOPBACK)) or die; listen(S,64); \
-        while(accept(C,S)){ my $all=''; while(sysread(C,my $b,65536)){$all.=$b} syswrite(C,uc $all); close C }";
+        while(accept(C,S)){ my $all=q(); while(sysread(C,my $b,65536)){$all.=$b} syswrite(C,uc $all); close C }";
     run(&machine, &format!("which perl && (setsid perl -e '{server}' >/dev/null 2>&1 &) ; sleep 1")).await.unwrap();
     drop(machine);
     let machine = home.workspaces().machine(&id, Workspace).await.unwrap();

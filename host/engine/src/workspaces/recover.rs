@@ -70,7 +70,10 @@ impl Workspaces {
         }
         if record.state == RecordState::Started && !self.machine_lives(&record) {
             record.state = RecordState::Stopped;
-            record.machine_id = None;
+            if let Some(machine_id) = record.machine_id.take() {
+                // A killed process keeps its lock a moment longer than itself, so a sweep may have left its directory.
+                self.inner.engine.end_by_lock(&machine_id).await?;
+            }
             changed = true;
         }
         if changed {
