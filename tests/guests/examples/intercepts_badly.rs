@@ -8,7 +8,8 @@ use exports::exports::pyro::plugin::tools::{CallContext, Guest, ToolDef, ToolErr
 
 struct Plugin;
 
-const MODE: &str = r#"{"mode":{"type":"string","description":"how to behave"}}"#;
+const MODE: &str =
+    r#"{"mode":{"type":"string","description":"how to behave"},"workspace":{"type":"string","description":"where"}}"#;
 const TRAIL: &str = r#"{"trail":{"type":"string","description":"who saw the answer"}}"#;
 
 fn error(code: &str, message: &str) -> ToolError {
@@ -75,6 +76,10 @@ impl interceptor::Guest for Plugin {
         };
         if says(&arguments, "attach") {
             attached("TOKEN", "a value of some length")?;
+        }
+        if says(&arguments, "bind") {
+            let id = arguments.split('"').skip_while(|part| *part != "workspace").nth(2).unwrap_or_default();
+            bindings::bind_env(id, "TOKEN", "TOKEN").map_err(|e| error(&e.code, &e.message))?;
         }
         if says(&arguments, "attach_bad_name") {
             attached("not a name", "a value")?;

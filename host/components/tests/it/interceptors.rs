@@ -37,7 +37,7 @@ fn schemas_are_merged_without_running_anything() {
     assert!(!home.path("cache/components").exists(), "something was compiled");
     let schema = |name: &str| toolbox.tool(name).unwrap().input_schema.clone();
     let names = |name: &str| schema(name)["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names("echo"), ["n", "note", "mode"]);
+    assert_eq!(names("echo"), ["n", "note", "mode", "workspace"]);
     assert_eq!(names("break_promise"), ["n"]);
     let output = toolbox.tool("keep_promise").unwrap().output_schema.clone().unwrap();
     let results: Vec<_> = output["properties"].as_object().unwrap().keys().collect();

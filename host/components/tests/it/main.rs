@@ -1,4 +1,5 @@
-//! The component host against well-behaved, broken and hostile components. No test needs a microVM.
+//! The component host against well-behaved, broken and hostile components. A test that needs a microVM is run on
+//! request.
 
 mod cache;
 mod calls;
@@ -7,3 +8,4 @@ mod interceptors;
 mod loading;
 mod profiles;
 mod support;
+mod vm;
