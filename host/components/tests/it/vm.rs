@@ -71,7 +71,7 @@ async fn a_workspace_lives_and_its_secret_stays_hidden() {
     let seen = text(&worked);
     assert_eq!(
         seen,
-        "exec [REDACTED] [REDACTED]\nhistory echo [REDACTED]\nfile content of 7\nescape denied\nscope denied\ncopied 1\n\
+        "exec [REDACTED] [REDACTED]A==\nhistory echo [REDACTED]\nfile content of 7\nescape denied\nscope denied\ncopied 1\n\
          terminal true false\nservice [REDACTED]\nrunning 1\nports true\nsnapshots 2"
     );
     let live = String::from_utf8_lossy(&heard.0.lock().unwrap()).into_owned();

@@ -178,9 +178,9 @@ fn info(terminal: TerminalInfo) -> terminals::TerminalInfo {
 
 /// Reads a terminal's output with its secrets taken out.
 ///
-/// A secret keeps its length, so that a cursor counts the same bytes on both sides. It may begin before the cursor, so a
-/// piece before it is read too; and it may go on after what there is, so the end is held back while it may be the
-/// beginning of one.
+/// A secret keeps its length, so that a cursor counts the same bytes on both sides. It may begin before the cursor and end
+/// behind the last byte asked for, so more is read on both sides; and it may go on after what there is, so the end is held
+/// back while it may be the beginning of one.
 async fn read_redacted(
     reached: &Reached,
     id: &str,
@@ -189,21 +189,26 @@ async fn read_redacted(
     idle: Option<Duration>,
 ) -> Result<TerminalOutput, EngineError> {
     let machine = &reached.machine;
-    let before = reached.redaction.redactor().longest().saturating_sub(1) as u64;
-    if before == 0 {
+    let longest = reached.redaction.redactor().longest();
+    if longest == 0 {
         return machine.terminal_read(id, cursor, max, idle).await;
     }
-    let from = cursor.saturating_sub(before);
-    let lead = u32::try_from(cursor - from).unwrap_or(u32::MAX);
-    let mut read = machine.terminal_read(id, from, max.saturating_add(lead), idle).await?;
+    // So much is read around what was asked for that a secret which reaches into it is seen whole.
+    let around = u32::try_from(longest).unwrap_or(u32::MAX);
+    let from = cursor.saturating_sub(around.into());
+    let lead = u32::try_from(cursor - from).unwrap_or(around);
+    let asked = max.saturating_add(lead).saturating_add(around);
+    let mut read = machine.terminal_read(id, from, asked, idle).await?;
     let skip = usize::try_from(cursor.saturating_sub(read.start)).unwrap_or(usize::MAX).min(read.data.len());
-    let at_end = read.info.state == TerminalState::Stopped;
+    let all = read.data.len() < usize::try_from(asked.min(MAX_READ)).unwrap_or(usize::MAX);
+    let at_end = all && read.info.state == TerminalState::Stopped;
     let (mut masked, mut settled) = mask(&reached.redaction, &read.data, at_end);
-    if settled <= skip && idle.is_some() {
+    if settled <= skip && all && idle.is_some() {
         // Nothing but a held-back beginning although the caller waited for more: nothing more belongs to it.
         (masked, settled) = mask(&reached.redaction, &read.data, true);
     }
-    read.data = masked.get(skip..settled.max(skip)).unwrap_or_default().to_vec();
+    let most = skip.saturating_add(usize::try_from(max).unwrap_or(usize::MAX));
+    read.data = masked.get(skip..settled.clamp(skip, most)).unwrap_or_default().to_vec();
     read.start += skip as u64;
     read.next = read.start + read.data.len() as u64;
     Ok(read)
