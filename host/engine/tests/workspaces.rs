@@ -332,7 +332,18 @@ async fn published_ports_outlive_the_client() {
     let server = "use Socket; socket(S,PF_INET,SOCK_STREAM,0); setsockopt(S,SOL_SOCKET,SO_REUSEADDR,1); \
         bind(S,sockaddr_in(8080,INADDR_LOOPBACK)) or die; listen(S,64); \
         while(accept(C,S)){ my $all=q(); while(sysread(C,my $b,65536)){$all.=$b} syswrite(C,uc $all); close C }";
-    run(&machine, &format!("which perl && (setsid perl -e '{server}' >/dev/null 2>&1 &) ; sleep 1")).await.unwrap();
+    let config = pyro_engine::ServiceConfig {
+        name: "upper".to_owned(),
+        program: pyro_engine::ExecCommand::Argv(vec!["perl".to_owned(), "-e".to_owned(), server.to_owned()]),
+        cwd: "/".to_owned(),
+        env: Vec::new(),
+        log_limit_bytes: 4096,
+        meta: Vec::new(),
+    };
+    machine.service_start(config).await.unwrap();
+    while !machine.service_probe(pyro_engine::Readiness::Tcp("127.0.0.1".to_owned(), 8080)).await.unwrap() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     drop(machine);
     let machine = home.workspaces().machine(&id, Workspace).await.unwrap();
     let port = machine.publish(8080, None, Some("web".to_owned())).await.unwrap();
