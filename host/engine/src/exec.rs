@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use pyro_agent_protocol::{
     self as protocol, AGENT_PORT, FrameDecoder, GuestFrame, HostFrame, Op, Open, STDIN_WINDOW_BYTES, codes,
+    signal_number,
 };
 use rustix::net::Shutdown;
 use tokio::{
@@ -536,17 +537,6 @@ fn ended() -> EngineError {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns the number of a signal on x86-64 Linux, by name with or without `SIG`.
-fn signal_number(name: &str) -> Option<i32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
-    ];
-    let name = name.strip_prefix("SIG").unwrap_or(name);
-    NAMES.iter().position(|&known| known == name).and_then(|at| i32::try_from(at + 1).ok())
 }
 
 #[cfg(test)]
