@@ -15,7 +15,7 @@ impl Tool for VmRun {
     const NAME: &'static str = "vm_run";
     const TITLE: &'static str = "Run a command in a fresh microVM";
     const DESCRIPTION: &'static str = "Runs one command line in a new Linux microVM, then deletes the microVM. A non-zero \
-        exit code or a time-out is a result, not an error. Of long output the head and the tail are kept.";
+        exit code or a time-out is a result, not an error.";
     const HINTS: Hints = Hints::CONTAINED;
     type Arguments = Arguments;
     type Output = Output;
