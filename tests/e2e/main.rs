@@ -7,3 +7,4 @@ mod environments;
 mod kvm;
 mod mcp;
 mod run;
+mod workspaces;

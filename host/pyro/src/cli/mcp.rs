@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use crate::failure::Failure;
 
-const DEFAULT_PROFILE: &str = "vm-run";
+const DEFAULT_PROFILE: &str = "workspace-core";
 
 /// Serve tools to an MCP client
 #[derive(Debug, clap::Args)]

@@ -381,6 +381,8 @@ fn valued(arg: Arg, kind: &Kind, schema: &Value) -> Arg {
         Kind::Text if !choices.is_empty() => arg.value_parser(PossibleValuesParser::new(choices)),
         Kind::Integer => arg.allow_negative_numbers(true).value_parser(checked::<i64>),
         Kind::Number => arg.allow_negative_numbers(true).value_parser(checked::<f64>),
+        // A patch begins with hyphens.
+        Kind::Text if arg.get_long().is_some() => arg.allow_hyphen_values(true),
         _ => arg,
     }
 }

@@ -18,7 +18,7 @@ use crate::failure::{EXIT_RUN_FAILURE, Failure};
 use crate::printer::Printer;
 
 /// The profile whose tools are commands: all that are built in.
-const DEFAULT_PROFILE: &str = "vm-run";
+const DEFAULT_PROFILE: &str = "workspace-extended";
 /// The profile of `pyro run`, the smallest that has it: one component to read instead of all.
 const RUN_PROFILE: &str = "vm-run";
 /// Where the commands of tools are that do not say how they look.
@@ -95,7 +95,9 @@ impl ToolCommands {
     }
 
     /// Adds a command per tool. One that pyro has itself stays pyro's.
-    pub fn add_to(&self, mut command: Command) -> Command {
+    pub fn add_to(&self, command: Command) -> Command {
+        // Already read by `Sketch`; a help of all commands may be asked for with it too.
+        let mut command = command.arg(profile_argument());
         let own: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
         for tool in self.toolbox.tools() {
             let path = path_of(tool);

@@ -1,0 +1,205 @@
+//! Workspaces: the whole of a session, over the command line and over MCP.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use pyro_tests::{Client, Home};
+use serde_json::{Value, json};
+
+const CLEAN: Duration = Duration::from_secs(10);
+const SECRET: &str = "swordfish-4711";
+
+/// A directory of the host to start from.
+fn seed(home: &Home) {
+    fs::create_dir_all(home.path().join("seed/src")).expect("the home is writable");
+    fs::write(home.path().join("seed/src/main.py"), "print('hello')\n").expect("the home is writable");
+    fs::write(home.path().join("seed/notes.txt"), "one\ntwo\nthree\n").expect("the home is writable");
+}
+
+#[track_caller]
+fn ok(home: &Home, args: &[&str]) -> String {
+    let run = home.run(args);
+    run.expect_code(0);
+    run.text().to_owned()
+}
+
+#[track_caller]
+fn json_of(home: &Home, args: &[&str]) -> Value {
+    let mut all = args.to_vec();
+    let before_words = all.iter().position(|word| *word == "--").unwrap_or(all.len());
+    all.insert(before_words, "--json");
+    let run = home.run(&all);
+    run.expect_code(0);
+    run.json()
+}
+
+#[test]
+fn a_whole_session_on_the_command_line() {
+    let home = Home::new();
+    seed(&home);
+    let secret = format!("TOKEN={SECRET}");
+    let id = ok(
+        &home,
+        &[
+            "workspace",
+            "create",
+            "debian:12",
+            "--seed-path",
+            "seed",
+            "--name",
+            "s",
+            "--label",
+            "a=b",
+            "--secret",
+            &secret,
+            "--id-only",
+        ],
+    );
+    let id = id.trim();
+
+    // Edit and run.
+    ok(&home, &["workspace", "file", "write", id, "src/new.py", "--text", "print('new')\n"]);
+    let run = home.run(&["workspace", "exec", id, "--", "python3 src/main.py; python3 src/new.py; exit 3"]);
+    run.expect_code(3);
+    assert_eq!(run.text(), "hello\nnew\n");
+    let patch = "--- a/notes.txt\n+++ b/notes.txt\n@@ -1,3 +1,3 @@\n one\n-two\n+TWO\n three\n";
+    ok(&home, &["workspace", "patch", "apply", id, "--patch", patch]);
+    assert_eq!(ok(&home, &["workspace", "file", "read", id, "notes.txt", "--content-only"]), "one\nTWO\nthree\n");
+    let diff = ok(&home, &["workspace", "diff", id]);
+    assert!(diff.contains("+TWO") && diff.contains("+++ b/src/new.py"), "{diff}");
+    let listed = json_of(&home, &["workspace", "file", "list", id, "--recursive"]);
+    assert!(listed.to_string().contains("/workspace/src/new.py"), "{listed}");
+    ok(&home, &["workspace", "export", id, "src", "--output", "out"]);
+    assert_eq!(fs::read_to_string(home.path().join("out/new.py")).expect("it was exported"), "print('new')\n");
+
+    // Snapshots and reset.
+    ok(&home, &["workspace", "snapshot", "create", id, "edited"]);
+    ok(&home, &["workspace", "reset", id]);
+    assert_eq!(ok(&home, &["workspace", "file", "read", id, "notes.txt", "--content-only"]), "one\ntwo\nthree\n");
+    ok(&home, &["workspace", "reset", id, "--snapshot", "edited"]);
+    assert_eq!(ok(&home, &["workspace", "file", "read", id, "notes.txt", "--content-only"]), "one\nTWO\nthree\n");
+
+    // A secret reaches the command and no output.
+    let run = home.run(&[
+        "workspace",
+        "exec",
+        id,
+        "--secret-env",
+        "TOKEN",
+        "--",
+        "echo $TOKEN; echo ${#TOKEN}; echo -n $TOKEN | base64",
+    ]);
+    run.expect_code(0);
+    assert!(!run.text().contains(SECRET) && !run.text().contains("c3dvcmRmaXNo"), "{}", run.text());
+    assert!(run.text().contains(&SECRET.len().to_string()), "{}", run.text());
+    let logs = ok(&home, &["workspace", "logs", id, "--json"]);
+    assert!(!logs.contains(SECRET), "{logs}");
+
+    // A shell.
+    let shell = ok(&home, &["workspace", "shell", "open", id, "--id-only"]);
+    let shell = shell.trim();
+    ok(&home, &["workspace", "shell", "write", id, shell, "--input", "echo sum $((20+22)); cd src"]);
+    let read = json_of(&home, &["workspace", "shell", "read", id, shell, "--plain", "--wait-for-idle-ms", "500"]);
+    assert!(read["output"].as_str().is_some_and(|text| text.contains("sum 42")), "{read}");
+    ok(&home, &["workspace", "shell", "close", id, shell]);
+
+    // A service with a published port, reached from the host.
+    let started = json_of(
+        &home,
+        &[
+            "workspace",
+            "service",
+            "start",
+            id,
+            "web",
+            "--ready-tcp",
+            "127.0.0.1:8000",
+            "--publish",
+            "8000",
+            "--",
+            "python3 -m http.server 8000",
+        ],
+    );
+    assert_eq!(started["state"], "running", "{started}");
+    let port = started["published_ports"][0]["host_port"].as_u64().expect("a port");
+    let page = fetch(port);
+    assert!(page.contains("notes.txt"), "{page}");
+    ok(&home, &["workspace", "service", "logs", id, "web"]);
+    assert!(fetch(port).contains("notes.txt"), "reading the logs ended the port");
+    ok(&home, &["workspace", "service", "stop", id, "web"]);
+    assert!(TcpStream::connect(("127.0.0.1", u16::try_from(port).expect("a port"))).is_err(), "the port outlived it");
+
+    // The disk of the stopped workspace.
+    ok(&home, &["workspace", "stop", id]);
+    let disk = ok(&home, &["workspace", "disk", "read", id, "/workspace/notes.txt", "--content-only"]);
+    assert_eq!(disk, "one\nTWO\nthree\n");
+    assert!(ok(&home, &["workspace", "disk", "list", id, "/workspace"]).contains("notes.txt"));
+    assert!(
+        !ok(&home, &["workspace", "disk", "list", id, "/", "--recursive", "--json"]).contains("pyro-secrets/TOKEN")
+    );
+    ok(&home, &["workspace", "start", id]);
+    assert_eq!(ok(&home, &["workspace", "file", "read", id, "notes.txt", "--content-only"]), "one\nTWO\nthree\n");
+    ok(&home, &["workspace", "delete", id]);
+    home.run(&["workspace", "status", id]).expect_code(1);
+    home.expect_clean_within(CLEAN);
+    let left: Vec<_> = fs::read_dir(home.path().join("state/records")).expect("it was used").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn fetch(port: u64) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).expect("a port"))).expect("it is published");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket has timeouts");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("the guest reads");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).expect("the guest answers");
+    page
+}
+
+#[test]
+fn a_workspace_outlives_its_server_and_is_shared() {
+    let home = Home::new();
+    let mut client = Client::initialized(&home, &["--profile", "workspace-core"]);
+    let tools = client.request("tools/list", json!({}));
+    assert_eq!(tools["result"]["tools"].as_array().map(Vec::len), Some(16));
+    let made = client.call("workspace_create", json!({"environment": "debian:12", "name": "kept"}));
+    let id = made["structuredContent"]["workspace_id"].as_str().expect("an id").to_owned();
+    let written = client.call("workspace_file_write", json!({"workspace_id": id, "path": "a.txt", "text": "kept\n"}));
+    assert_ne!(written["isError"], true, "{written}");
+    client.close();
+
+    // Another server and the command line find it running.
+    let mut client = Client::initialized(&home, &["--profile", "workspace-core"]);
+    let ids: Vec<i64> = (0..32)
+        .map(|number| {
+            let arguments = json!({"workspace_id": id, "command": format!("cat a.txt; echo {number}")});
+            client.send("tools/call", json!({"name": "workspace_exec", "arguments": arguments}))
+        })
+        .collect();
+    for (number, call) in ids.into_iter().enumerate() {
+        let answer = client.answer(call);
+        assert_eq!(answer["result"]["structuredContent"]["stdout"], format!("kept\n{number}\n"), "{answer}");
+    }
+    let refused = client.call("workspace_create", json!({"environment": "debian:12", "allow_host_compat": true}));
+    assert_eq!(refused["isError"], true, "{refused}");
+    assert!(refused["content"][0]["text"].as_str().is_some_and(|text| text.contains("allow_host_compat")), "{refused}");
+    let outside = client.call("workspace_create", json!({"environment": "debian:12", "seed_path": "/etc"}));
+    assert_eq!(outside["isError"], true, "{outside}");
+    client.close();
+    assert!(ok(&home, &["workspace", "list"]).contains("kept"));
+
+    // The VM process is killed: the workspace is stopped, and starts again with what was on its disk.
+    let (pid, _) = home.processes().into_iter().find(|(_, line)| line.contains(" vmm ")).expect("it runs");
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
+    // Its run directory goes when the next pyro looks.
+    while !home.processes().is_empty() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(json_of(&home, &["workspace", "status", &id])["state"], "stopped");
+    ok(&home, &["workspace", "start", &id]);
+    ok(&home, &["workspace", "exec", &id, "--", "true"]);
+    ok(&home, &["workspace", "delete", &id]);
+    home.expect_clean_within(CLEAN);
+}
