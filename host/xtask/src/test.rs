@@ -41,13 +41,26 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     shell::step("run all tests");
     let mut sound = cargo_test(root, &home, &["--no-fail-fast"], options.filter.as_deref(), &[], &mut totals)?;
     shell::step("run the engine's tests on real machines");
-    // They wait for each other's processes, so they run one after the other and apart from the rest.
+    // They wait for each other's processes, so they run one after the other and apart from the rest. `the_killed_process`
+    // is what tests kill.
     sound &= cargo_test(
         root,
         &home,
-        &["--test", "machine"],
+        &[
+            "--no-fail-fast",
+            "--test",
+            "machine",
+            "--test",
+            "guest",
+            "--test",
+            "workspaces",
+            "--test",
+            "kill",
+            "--test",
+            "it",
+        ],
         options.filter.as_deref(),
-        &["--ignored", "--test-threads=1"],
+        &["--ignored", "--test-threads=1", "--skip=the_killed_process"],
         &mut totals,
     )?;
     sound &= lab_tests(root, &home, options.filter.as_deref(), &mut totals)?;
@@ -161,6 +174,7 @@ fn cargo_test(
         .arg("--")
         .args(how)
         .env("PYRO_BIN", shell::pyro(root))
+        .env("PYRO_VMM", shell::pyro(root))
         .env("PYRO_TEST_HOME", home)
         .env("PYRO_AGENT", shell::target_dir(root).join("embed/x86_64-unknown-linux-musl/guest/pyro-agent"))
         .into_command();
