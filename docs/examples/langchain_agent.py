@@ -1,7 +1,7 @@
 """A LangChain agent with the tools of a pyro profile.
 
     pip install langchain langchain-mcp-adapters langchain-openai
-    OPENAI_API_KEY=... OPENAI_MODEL=... python langchain_agent.py "make the test pass"
+    OPENAI_API_KEY=... OPENAI_MODEL=... python langchain_agent.py "Write a Fibonacci program and run it"
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""A model fixes a failing test in a pyro workspace, over OpenAI's Responses API.
+"""A model works in a pyro workspace, over OpenAI's Responses API.
 
     pip install mcp openai
-    OPENAI_API_KEY=... OPENAI_MODEL=... python openai_responses.py "make the test pass"
+    OPENAI_API_KEY=... OPENAI_MODEL=... python openai_responses.py "Write a Fibonacci program and run it"
 
 The tools are those of the profile `workspace-core`, taken from the server's `tools/list`; nothing is written twice.
 """

@@ -8,6 +8,7 @@
 mod bench;
 mod check;
 mod demo;
+mod examples;
 mod fuzz;
 mod lab;
 mod setup;

@@ -19,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("libc6-dev", "C parts of crates, and linking"),
     ("mmdebstrap", "builds environments"),
     ("patch", "checks patches in tests"),
+    ("python3-venv", "runs the example programs"),
     ("qemu-system-x86", "the software engine, and the lab"),
     ("xz-utils", "environments and kernel packages"),
 ];

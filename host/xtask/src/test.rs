@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::lab::{self, LabOptions};
 use crate::shell::{self, Cmd};
-use crate::{WHOLE_WORKSPACE, bench, build, fuzz, setup};
+use crate::{WHOLE_WORKSPACE, bench, build, examples, fuzz, setup};
 
 /// How long each fuzz target runs: enough to go through what is kept of inputs and a little further.
 const FUZZ_SECONDS: u32 = 20;
@@ -66,6 +66,10 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     sound &= lab_tests(root, &home, options.filter.as_deref(), &mut totals)?;
     if options.filter.is_none() {
         fuzz::all(root, FUZZ_SECONDS)?;
+        if let Some((passed, failed)) = examples::run(root, &home)? {
+            totals.passed += passed;
+            totals.failed += failed;
+        }
     }
     show(&format!("{} passed, {} failed", totals.passed, totals.failed));
     if !sound || totals.failed > 0 {
