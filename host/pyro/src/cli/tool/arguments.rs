@@ -297,6 +297,8 @@ fn description(schema: &Value) -> String {
 fn described(schema: &Value) -> String {
     let text = description(schema);
     match schema.get("default") {
+        // Where a description says it already, as those for models do.
+        Some(_) if text.contains("default") => text,
         None | Some(Value::Null | Value::Bool(false)) => text,
         Some(Value::String(default)) => format!("{text} [default: {default}]"),
         Some(default) => format!("{text} [default: {default}]"),
