@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, watch};
 
@@ -148,6 +150,24 @@ impl Toolbox {
     /// Returns one tool.
     pub fn tool(&self, name: &str) -> Option<&ToolDef> {
         self.tools().iter().find(|tool| tool.name == name)
+    }
+
+    /// Calls a tool with typed arguments and a typed result, which need have only the properties that the caller uses.
+    ///
+    /// # Errors
+    /// As [`Toolbox::call`]; `invalid_argument` when the arguments are no JSON object, `plugin_invalid` when the result is
+    /// not an `R`. A result that the tool itself calls a failure is `plugin_error`.
+    pub async fn call_as<R: DeserializeOwned>(&self, name: &str, arguments: &impl Serialize) -> Result<R, ToolError> {
+        let Ok(Value::Object(arguments)) = serde_json::to_value(arguments) else {
+            return Err(ToolError::new("invalid_argument", format!("the arguments of `{name}` are no JSON object")));
+        };
+        let outcome = self.call(name, arguments, CallOptions::default()).await?;
+        let result = Value::Object(outcome.structured.unwrap_or_default());
+        if outcome.is_error {
+            return Err(ToolError::new("plugin_error", format!("`{name}` failed: {result}")));
+        }
+        serde_json::from_value(result)
+            .map_err(|error| ToolError::new("plugin_invalid", format!("the result of `{name}` is another: {error}")))
     }
 
     /// Calls a tool in a fresh instance of its component. Must run in a tokio runtime. Dropping the future cancels:

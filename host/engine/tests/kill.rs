@@ -1,6 +1,7 @@
 //! A process that changes records is killed at many points; whoever looks next finds the old or the new state, and
 //! nothing else: no process, file or row. See `machine.rs` for how the tests that boot machines are run.
 #![allow(clippy::print_stdout, reason = "which seed was used and how many kills there were is worth a line")]
+#![cfg_attr(not(debug_assertions), allow(dead_code, reason = "a release build has fewer tests"))]
 
 mod support;
 
@@ -195,6 +196,8 @@ fn states(found: &[(String, RecordState)]) -> Vec<RecordState> {
     found.iter().map(|(_, state)| *state).collect()
 }
 
+// Only a build with debug assertions has the points to die at.
+#[cfg(debug_assertions)]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "boots machines"]
 async fn a_create_that_dies_made_all_or_nothing() {
@@ -221,6 +224,8 @@ async fn a_create_that_dies_made_all_or_nothing() {
     home.assert_no_machines().await;
 }
 
+// Only a build with debug assertions has the points to die at.
+#[cfg(debug_assertions)]
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "boots machines"]
 async fn a_change_that_dies_is_made_or_not_made() {

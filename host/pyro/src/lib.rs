@@ -7,11 +7,22 @@
 //! let pyro = Pyro::open(PyroConfig { program: Some("/usr/local/bin/pyro".into()), ..PyroConfig::default() })?;
 //! let profile = pyro.profile("vm-run")?;
 //! let toolbox = pyro.toolbox(&profile)?;
-//! let arguments = serde_json::json!({"environment": "debian:12", "command": "git --version"});
-//! let outcome = toolbox
-//!     .call("vm_run", arguments.as_object().cloned().unwrap_or_default(), CallOptions::default())
-//!     .await?;
-//! assert!(outcome.structured.is_some());
+//! #[derive(serde::Serialize)]
+//! struct Run<'a> {
+//!     environment: &'a str,
+//!     command: &'a str,
+//! }
+//! #[derive(serde::Deserialize)]
+//! struct Ran {
+//!     stdout: String,
+//!     exit_code: i32,
+//! }
+//! let run = Run { environment: "debian:12", command: "git --version" };
+//! let ran: Ran = toolbox.call_as("vm_run", &run).await?;
+//! assert_eq!(ran.exit_code, 0, "{}", ran.stdout);
+//!
+//! // The same tools for an MCP client.
+//! pyro.create_server("workspace-core")?.serve_stdio(Default::default()).await?;
 //! # Ok(())
 //! # }
 //! ```

@@ -7,6 +7,7 @@ use pyro_engine::environments::Environments;
 use pyro_engine::{AgentSource, Engine, EngineChoice, EngineError, EngineOptions, Paths};
 
 use crate::artifacts;
+use crate::mcp::Server;
 
 /// What is embedded in this build.
 pub const BUILTINS: Builtins =
@@ -118,5 +119,14 @@ impl Pyro {
             aot_state_dir: self.paths.state.join("components"),
         };
         Ok(Toolbox::load(profile, services)?)
+    }
+
+    /// Makes an MCP server of a profile's tools: a built-in name, or the path of a TOML file. Starts nothing.
+    ///
+    /// # Errors
+    /// As [`Pyro::profile`] and [`Pyro::toolbox`].
+    pub fn create_server(&self, profile: &str) -> Result<Server, OpenError> {
+        let profile = self.profile(profile)?;
+        Ok(Server::new(self.toolbox(&profile)?, profile.instructions))
     }
 }

@@ -38,14 +38,16 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     Cmd::new(shell::pyro(root)).args(["env", "pull", "debian:12"]).env("PYRO_HOME", &home).run()?;
 
     let mut totals = Totals::default();
+    let whole = [&["--release"], WHOLE_WORKSPACE].concat();
     shell::step("run all tests");
-    let mut sound = cargo_test(root, &home, &["--no-fail-fast"], options.filter.as_deref(), &[], &mut totals)?;
+    let mut sound = cargo_test(root, &home, &whole, &["--no-fail-fast"], options.filter.as_deref(), &[], &mut totals)?;
     shell::step("run the engine's tests on real machines");
     // They wait for each other's processes, so they run one after the other and apart from the rest. `the_killed_process`
     // is what tests kill.
     sound &= cargo_test(
         root,
         &home,
+        &whole,
         &[
             "--no-fail-fast",
             "--test",
@@ -63,6 +65,18 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         &["--ignored", "--test-threads=1", "--skip=the_killed_process"],
         &mut totals,
     )?;
+    if options.filter.is_none() {
+        // Where a change can be killed between any two of its steps: a build with debug assertions has these points.
+        sound &= cargo_test(
+            root,
+            &home,
+            &["--package", "pyro-engine"],
+            &["--test", "kill"],
+            Some("that_dies"),
+            &["--ignored", "--test-threads=1"],
+            &mut totals,
+        )?;
+    }
     sound &= lab_tests(root, &home, options.filter.as_deref(), &mut totals)?;
     if options.filter.is_none() {
         fuzz::all(root, FUZZ_SECONDS)?;
@@ -165,14 +179,15 @@ fn test_binaries(root: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
 fn cargo_test(
     root: &Path,
     home: &Path,
+    crates: &[&str],
     what: &[&str],
     filter: Option<&str>,
     how: &[&str],
     totals: &mut Totals,
 ) -> Result<bool> {
     let mut command = shell::cargo(root)
-        .args(["test", "--release", "--locked"])
-        .args(WHOLE_WORKSPACE)
+        .args(["test", "--locked"])
+        .args(crates)
         .args(what)
         .args(filter)
         .arg("--")

@@ -27,6 +27,18 @@ async fn arguments_go_in_and_results_come_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_typed_call_takes_and_gives_what_its_caller_uses() {
+    let home = Home::new();
+    let toolbox = toolbox(&home, "");
+    let kept: std::collections::HashMap<String, u32> = toolbox.call_as("keep_promise", &json!({})).await.unwrap();
+    assert_eq!(kept["answer"], 42);
+    let other = toolbox.call_as::<std::collections::HashMap<String, bool>>("keep_promise", &json!({})).await;
+    assert_eq!(other.unwrap_err().code, "plugin_invalid");
+    let no_object = toolbox.call_as::<Value>("keep_promise", &json!([1])).await;
+    assert_eq!(no_object.unwrap_err().code, "invalid_argument");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_bad_end_is_a_typed_error_and_disturbs_nobody() {
     let home = Home::new();
     let toolbox = toolbox(&home, "limits = { memory_mib = 16, cpu_ms = 800, call_seconds = 600, handles = 100 }");

@@ -93,9 +93,8 @@ impl Args {
 }
 
 async fn serve(args: ServeArgs, context: Context) -> Result<u8, Failure> {
-    let profile = context.pyro.profile(&args.profile)?;
-    let toolbox = context.pyro.toolbox(&profile)?;
-    toolbox.warm();
+    let server = context.pyro.create_server(&args.profile)?;
+    server.toolbox().warm();
     let stop = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -109,9 +108,7 @@ async fn serve(args: ServeArgs, context: Context) -> Result<u8, Failure> {
             stop.cancel();
         }
     });
-    pyro::mcp::serve_stdio(toolbox, profile.instructions.as_deref(), stop)
-        .await
-        .map_err(|error| Failure::new("internal", error.to_string()))?;
+    server.serve_stdio(stop).await.map_err(|error| Failure::new("internal", error.to_string()))?;
     Ok(0)
 }
 

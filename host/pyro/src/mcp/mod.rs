@@ -17,6 +17,8 @@ mod recover;
 mod stdio;
 mod transport;
 
+use std::os::fd::OwnedFd;
+
 use pyro_components::Toolbox;
 use rmcp::service::{QuitReason, ServerInitializeError, serve_server_with_ct};
 use tokio_util::sync::CancellationToken;
@@ -38,29 +40,62 @@ pub enum ServeError {
     Stopped(#[source] tokio::task::JoinError),
 }
 
-/// Serves a toolbox over this process's standard input and output until the client closes its end or `stop` is
-/// cancelled. From here on standard output belongs to the protocol: what else is printed goes to standard error.
-///
-/// # Errors
-/// See [`ServeError`]. The client's going away is not an error.
-pub async fn serve_stdio(
+/// An MCP server of a profile's tools, as [`Pyro::create_server`](crate::Pyro::create_server) makes it. One serves one
+/// client; make another for the next.
+pub struct Server {
     toolbox: Toolbox,
-    instructions: Option<&str>,
-    stop: CancellationToken,
-) -> Result<(), ServeError> {
-    let (input, output) = stdio::claim().map_err(ServeError::Streams)?;
-    let closed = CancellationToken::new();
-    let handler = Handler::new(toolbox, instructions, closed.clone());
-    let transport = LineTransport::new(input, output, closed.clone());
-    let service = match serve_server_with_ct(handler, transport, stop).await {
-        Ok(service) => service,
-        Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
-            return Ok(());
+    instructions: Option<String>,
+}
+
+impl Server {
+    pub(crate) fn new(toolbox: Toolbox, instructions: Option<String>) -> Server {
+        Server { toolbox, instructions }
+    }
+
+    /// Returns the tools that are served.
+    pub fn toolbox(&self) -> &Toolbox {
+        &self.toolbox
+    }
+
+    /// Serves over this process's standard input and output until the client closes its end or `stop` is cancelled. From
+    /// here on standard output belongs to the protocol: what else is printed goes to standard error.
+    ///
+    /// # Errors
+    /// See [`ServeError`]. The client's going away is not an error.
+    pub async fn serve_stdio(self, stop: CancellationToken) -> Result<(), ServeError> {
+        let (input, output) = stdio::claim().map_err(ServeError::Streams)?;
+        self.serve_lines(input, output, stop).await
+    }
+
+    /// Serves over a pair of descriptors, pipes or sockets, as [`Server::serve_stdio`] does.
+    ///
+    /// # Errors
+    /// See [`ServeError`]. The client's going away is not an error.
+    pub async fn serve(self, input: OwnedFd, output: OwnedFd, stop: CancellationToken) -> Result<(), ServeError> {
+        let input = stdio::Input::new(input).map_err(ServeError::Streams)?;
+        let output = stdio::Output::new(output).map_err(ServeError::Streams)?;
+        self.serve_lines(input, output, stop).await
+    }
+
+    async fn serve_lines(
+        self,
+        input: stdio::Input,
+        output: stdio::Output,
+        stop: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let closed = CancellationToken::new();
+        let handler = Handler::new(self.toolbox, self.instructions.as_deref(), closed.clone());
+        let transport = LineTransport::new(input, output, closed.clone());
+        let service = match serve_server_with_ct(handler, transport, stop).await {
+            Ok(service) => service,
+            Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
+                return Ok(());
+            }
+            Err(error) => return Err(ServeError::Begin(Box::new(error))),
+        };
+        match service.waiting().await {
+            Ok(QuitReason::JoinError(error)) | Err(error) => Err(ServeError::Stopped(error)),
+            Ok(_) => Ok(()),
         }
-        Err(error) => return Err(ServeError::Begin(Box::new(error))),
-    };
-    match service.waiting().await {
-        Ok(QuitReason::JoinError(error)) | Err(error) => Err(ServeError::Stopped(error)),
-        Ok(_) => Ok(()),
     }
 }

@@ -80,7 +80,11 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    fn new(fd: OwnedFd) -> io::Result<Input> {
+    /// Takes a descriptor to read from.
+    ///
+    /// # Errors
+    /// When it cannot be looked at or made non-blocking.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Input> {
         Ok(match kind_of(fd, OFlags::RDONLY)? {
             Kind::Socket(fd) => Input::Socket(register(fd, Interest::READABLE)?),
             Kind::Pipe(fd) => Input::Pipe(register(fd, Interest::READABLE)?),
@@ -147,7 +151,11 @@ enum Sink {
 }
 
 impl Output {
-    fn new(fd: OwnedFd) -> io::Result<Output> {
+    /// Takes a descriptor to write to.
+    ///
+    /// # Errors
+    /// When it cannot be looked at or made non-blocking.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Output> {
         let sink = match kind_of(fd, OFlags::WRONLY)? {
             Kind::Socket(fd) => Sink::Socket(register(fd, Interest::WRITABLE)?),
             Kind::Pipe(fd) => Sink::Pipe(register(fd, Interest::WRITABLE)?),
