@@ -156,11 +156,15 @@ impl Ports {
                 let place = Place { open: Arc::clone(&self.open), ended: Arc::clone(&self.ended) };
                 let (connections, vsock, guest_port) =
                     (Arc::clone(&port.connections), vsock.clone(), port.info.guest_port);
+                // Before the thread runs: one that is withdrawn meanwhile must find this connection to cut.
+                let Ok(number) = connections.add(&client) else { continue };
                 let begun = std::thread::Builder::new().name("port".to_owned()).stack_size(STACK).spawn(move || {
                     let _place = place;
-                    serve(client, &connections, &vsock, guest_port);
+                    serve(&client, &vsock, guest_port);
+                    connections.lock().1.remove(&number);
                 });
                 if let Err(e) = begun {
+                    port.connections.lock().1.remove(&number);
                     tracing::warn!(error = %e, "a connection gets no thread");
                 }
             }
@@ -186,27 +190,28 @@ impl Connections {
     fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, TcpStream>)> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-fn serve(client: TcpStream, connections: &Connections, vsock: &VsockHandle, guest_port: u16) {
-    let Ok(end) = client.try_clone() else { return };
-    let number = {
-        let mut streams = connections.lock();
+    /// Notes a connection and returns its number.
+    fn add(&self, client: &TcpStream) -> io::Result<u64> {
+        let end = client.try_clone()?;
+        let mut streams = self.lock();
         streams.0 += 1;
         let number = streams.0;
         streams.1.insert(number, end);
-        number
-    };
+        Ok(number)
+    }
+}
+
+fn serve(client: &TcpStream, vsock: &VsockHandle, guest_port: u16) {
     // A client that the guest does not want sees its connection closed, as with any proxy.
     match connect(vsock, guest_port) {
         Ok(guest) => {
-            if let Err(e) = relay(&client, &guest) {
+            if let Err(e) = relay(client, &guest) {
                 tracing::debug!(port = guest_port, error = %e, "a connection was cut");
             }
         }
         Err(error) => tracing::debug!(port = guest_port, %error, "the guest took no connection"),
     }
-    connections.lock().1.remove(&number);
 }
 
 /// Connects to a port of the guest's loopback.
