@@ -66,7 +66,9 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         &mut totals,
     )?;
     if options.filter.is_none() {
-        // Where a change can be killed between any two of its steps: a build with debug assertions has these points.
+        // Where a change can be killed between any two of its steps: a build with debug assertions has these points. The
+        // example is the tests' VM process.
+        shell::cargo(root).args(["build", "--locked", "--package", "pyro-engine", "--example", "machine"]).run()?;
         sound &= cargo_test(
             root,
             &home,

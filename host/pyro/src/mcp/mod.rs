@@ -18,6 +18,7 @@ mod stdio;
 mod transport;
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use pyro_components::Toolbox;
 use rmcp::service::{QuitReason, ServerInitializeError, serve_server_with_ct};
@@ -25,6 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use handler::Handler;
 use transport::LineTransport;
+
+/// How long after the client's going away answers are still delivered. rmcp itself would wait 5 s for a request that ends
+/// in the moment between its own steps.
+const LAST_ANSWERS: Duration = Duration::from_millis(1500);
 
 /// Why a server could not serve, or stopped doing so.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,10 @@ impl Server {
         let closed = CancellationToken::new();
         let handler = Handler::new(self.toolbox, self.instructions.as_deref(), closed.clone());
         let transport = LineTransport::new(input, output, closed.clone());
+        let client_gone = async move {
+            closed.cancelled().await;
+            tokio::time::sleep(LAST_ANSWERS).await;
+        };
         let service = match serve_server_with_ct(handler, transport, stop).await {
             Ok(service) => service,
             Err(ServerInitializeError::ConnectionClosed(_) | ServerInitializeError::Cancelled) => {
@@ -93,9 +102,12 @@ impl Server {
             }
             Err(error) => return Err(ServeError::Begin(Box::new(error))),
         };
-        match service.waiting().await {
-            Ok(QuitReason::JoinError(error)) | Err(error) => Err(ServeError::Stopped(error)),
-            Ok(_) => Ok(()),
+        tokio::select! {
+            done = service.waiting() => match done {
+                Ok(QuitReason::JoinError(error)) | Err(error) => Err(ServeError::Stopped(error)),
+                Ok(_) => Ok(()),
+            },
+            () = client_gone => Ok(()),
         }
     }
 }
