@@ -358,7 +358,8 @@ impl BlockShared {
         }
         self.counters.deferred.add(1);
         lock(&self.jobs).waiting.push_back(Job { active: active.clone(), request });
-        self.jobs_changed.notify_one();
+        // All, because `drain` waits on it too: woken alone, it would leave the job to nobody.
+        self.jobs_changed.notify_all();
         None
     }
 
