@@ -1,6 +1,6 @@
 //! `vm_run`: one command in a microVM of its own.
 
-use pyro_plugin_guest::{Ran, ShellLine, check_command};
+use pyro_plugin_guest::{Ran, ShellLine, check_command, defaults};
 use pyro_plugin_sdk::vm::exec::Input;
 use pyro_plugin_sdk::vm::machines::{self, MachineConfig};
 use pyro_plugin_sdk::{Call, Cli, Hints, JsonSchema, Tool, ToolError};
@@ -53,37 +53,21 @@ pub struct Arguments {
     /// Command line for /bin/sh, run as root in /workspace.
     command: String,
     /// Virtual CPUs.
-    #[serde(default = "one")]
+    #[serde(default = "defaults::vcpu_count")]
     #[schemars(range(min = 1, max = 8))]
     vcpu_count: u32,
     /// Memory in MiB.
-    #[serde(default = "mem_mib")]
+    #[serde(default = "defaults::mem_mib")]
     #[schemars(range(min = 256, max = 32768))]
     mem_mib: u32,
     /// Seconds after which the command is killed.
-    #[serde(default = "timeout_seconds")]
+    #[serde(default = "defaults::timeout_seconds")]
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: u32,
     /// Seconds after which the microVM ends.
-    #[serde(default = "ttl_seconds")]
+    #[serde(default = "defaults::ttl_seconds")]
     #[schemars(range(min = 60, max = 3600))]
     ttl_seconds: u32,
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn mem_mib() -> u32 {
-    1024
-}
-
-fn timeout_seconds() -> u32 {
-    30
-}
-
-fn ttl_seconds() -> u32 {
-    600
 }
 
 /// What `vm_run` returns.

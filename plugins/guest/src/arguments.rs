@@ -21,6 +21,30 @@ pub fn workspace_root() -> String {
     pyro_tree::WORKSPACE.to_owned()
 }
 
+/// Values that arguments of several tools have when they are not given. One place, because a model that learns them from
+/// one tool expects them of the others.
+pub mod defaults {
+    /// vCPUs.
+    pub fn vcpu_count() -> u32 {
+        1
+    }
+
+    /// Memory in MiB.
+    pub fn mem_mib() -> u32 {
+        1024
+    }
+
+    /// Lifetime in seconds.
+    pub fn ttl_seconds() -> u32 {
+        600
+    }
+
+    /// Seconds for a command.
+    pub fn timeout_seconds() -> u32 {
+        30
+    }
+}
+
 /// Returns the name of a service, a snapshot or a label as it is kept; `argument` names it in the error.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use pyro_plugin_guest::{Guest, Ran, ShellLine, check_command, invalid, workspace_root};
+use pyro_plugin_guest::{Guest, Ran, ShellLine, check_command, defaults, invalid, workspace_root};
 use pyro_plugin_sdk::host::log::{self, Level};
 use pyro_plugin_sdk::vm::exec::{self, Input};
 use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
@@ -82,7 +82,7 @@ struct Arguments {
     /// Line for /bin/sh
     command: String,
     /// Then it and all it started are killed
-    #[serde(default = "timeout_seconds")]
+    #[serde(default = "defaults::timeout_seconds")]
     #[schemars(range(min = 1, max = 3600))]
     timeout_seconds: u32,
     /// Existing directory
@@ -93,10 +93,6 @@ struct Arguments {
     env: BTreeMap<String, String>,
     /// Standard input
     stdin: Option<String>,
-}
-
-fn timeout_seconds() -> u32 {
-    30
 }
 
 /// What `workspace_exec` returns.

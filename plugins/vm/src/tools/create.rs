@@ -1,5 +1,6 @@
 //! `vm_create`.
 
+use pyro_plugin_guest::defaults;
 use pyro_plugin_sdk::vm::machine_lifecycle;
 use pyro_plugin_sdk::vm::machines::MachineConfig;
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
@@ -12,29 +13,17 @@ use crate::shape::Vm;
 pub struct Arguments {
     /// As debian:12
     pub environment: String,
-    #[serde(default = "one")]
+    #[serde(default = "defaults::vcpu_count")]
     #[schemars(range(min = 1, max = 8), description = "vCPUs")]
     pub vcpu_count: u32,
     /// Memory
-    #[serde(default = "mem_mib")]
+    #[serde(default = "defaults::mem_mib")]
     #[schemars(range(min = 256, max = 32_768))]
     pub mem_mib: u32,
     /// Lifetime
-    #[serde(default = "ttl_seconds")]
+    #[serde(default = "defaults::ttl_seconds")]
     #[schemars(range(min = 60, max = 3600))]
     pub ttl_seconds: u32,
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn mem_mib() -> u32 {
-    1024
-}
-
-fn ttl_seconds() -> u32 {
-    600
 }
 
 /// Reserves a microVM.

@@ -1,6 +1,6 @@
 //! `vm_exec`.
 
-use pyro_plugin_guest::{Ran, ShellLine, check_command};
+use pyro_plugin_guest::{Ran, ShellLine, check_command, defaults};
 use pyro_plugin_sdk::vm::exec::Input;
 use pyro_plugin_sdk::vm::machine_lifecycle;
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
@@ -19,13 +19,9 @@ pub struct Arguments {
     /// Line for /bin/sh
     pub command: String,
     /// Then it is killed
-    #[serde(default = "timeout_seconds")]
+    #[serde(default = "defaults::timeout_seconds")]
     #[schemars(range(min = 1, max = 3600))]
     pub timeout_seconds: u32,
-}
-
-fn timeout_seconds() -> u32 {
-    30
 }
 
 #[derive(Debug, Serialize, JsonSchema)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pyro_plugin_guest::defaults;
 use pyro_plugin_sdk::vm::host_files;
 use pyro_plugin_sdk::vm::workspaces::{self, WorkspaceConfig};
 use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
@@ -14,15 +15,15 @@ use crate::shape::{Workspace, labels, name};
 pub struct Arguments {
     /// As debian:12
     pub environment: String,
-    #[serde(default = "one")]
+    #[serde(default = "defaults::vcpu_count")]
     #[schemars(range(min = 1, max = 8), description = "vCPUs")]
     pub vcpu_count: u32,
     /// Memory
-    #[serde(default = "mem_mib")]
+    #[serde(default = "defaults::mem_mib")]
     #[schemars(range(min = 256, max = 32_768))]
     pub mem_mib: u32,
     /// Lifetime
-    #[serde(default = "ttl_seconds")]
+    #[serde(default = "defaults::ttl_seconds")]
     #[schemars(range(min = 60, max = 3600))]
     pub ttl_seconds: u32,
     /// Host directory or tar to start from
@@ -32,18 +33,6 @@ pub struct Arguments {
     /// For finding it
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn mem_mib() -> u32 {
-    1024
-}
-
-fn ttl_seconds() -> u32 {
-    600
 }
 
 /// Makes a workspace and starts it.
