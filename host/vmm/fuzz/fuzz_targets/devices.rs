@@ -5,9 +5,12 @@
 //! the disk longer, and must come to rest.
 #![no_main]
 
+mod input;
+
 use std::fs::File;
 use std::sync::{Arc, OnceLock};
 
+use input::Input;
 use libfuzzer_sys::fuzz_target;
 use pyro_vmm::memory::{self, GuestRam};
 use pyro_vmm::virtio::VirtioDevice;
@@ -47,21 +50,6 @@ fn image() -> &'static File {
         file.set_len(SECTORS * 512).unwrap();
         file
     })
-}
-
-/// The rest of the input.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let (&first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(first)
-    }
-
-    fn number<const N: usize>(&mut self) -> u64 {
-        (0..N).fold(0, |sum, _| sum << 8 | u64::from(self.byte().unwrap_or(0)))
-    }
 }
 
 struct Guest {

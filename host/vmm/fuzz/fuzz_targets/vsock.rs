@@ -5,10 +5,13 @@
 //! and what it holds must stay within its limits.
 #![no_main]
 
+mod input;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use input::Input;
 use libfuzzer_sys::fuzz_target;
 use pyro_vmm::vsock::{HEADER_LEN, Header, VsockConfig, VsockDevice, VsockHandle, VsockQueues};
 use virtio_queue::{Queue, QueueT};
@@ -29,21 +32,6 @@ fuzz_target!(|data: &[u8]| {
         assert!(guest.device.open_connections() <= LIMIT);
     }
 });
-
-/// The rest of the input.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let (&first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(first)
-    }
-
-    fn number<const N: usize>(&mut self) -> u64 {
-        (0..N).fold(0, |sum, _| sum << 8 | u64::from(self.byte().unwrap_or(0)))
-    }
-}
 
 /// One ring, with a fixed buffer per descriptor.
 struct Ring {
