@@ -2,18 +2,18 @@
 //!
 //! Run on request, with the surroundings of the tests in `machine.rs`.
 
+mod support;
+
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{Read, Seek, Write},
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use pyro_engine::{
-    AgentSource, BootFiles, Content, Engine, EngineOptions, ErrorCode, ExecCommand, ExecEvent, ExecRequest, FileChange,
-    FileKind, Machine, MachineSpec, NoProgress, Paths, Readiness, ServiceConfig, TerminalRequest, TerminalState,
-    environments::Environments,
+    Content, ErrorCode, ExecCommand, ExecEvent, ExecRequest, FileChange, FileKind, Machine, MachineSpec, Readiness,
+    ServiceConfig, TerminalRequest, TerminalState,
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,25 +25,10 @@ struct Host {
 }
 
 async fn boot() -> Host {
-    let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
-    let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
-    let agent = AgentSource(fs::read(agent).unwrap().leak());
-    let installed =
-        Environments::new(&Paths::below(Path::new(&shared)), agent).ensure("debian:12", &NoProgress).unwrap();
-    let mut options = EngineOptions::with_agent(agent).unwrap();
-    options.vmm_program = vmm_program();
-    options.max_machines = None;
-    options.boot_limit = Duration::from_secs(120);
     let home = tempfile::tempdir().unwrap();
-    let engine = Engine::open(Paths::below(home.path()), options).unwrap();
+    let (engine, files) = support::engine_with_files(home.path(), |_| {});
     let spec = MachineSpec { mem_mib: 256, ..MachineSpec::default() };
-    Host { machine: engine.boot(BootFiles::from(&installed), spec).await.unwrap(), _home: home }
-}
-
-fn vmm_program() -> PathBuf {
-    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/machine");
-    assert!(program.is_file(), "build it first: cargo build -p pyro-engine --example machine");
-    program
+    Host { machine: engine.boot(files, spec).await.unwrap(), _home: home }
 }
 
 async fn run(machine: &Machine, line: &str) -> String {

@@ -8,19 +8,19 @@
 //! PYRO_TEST_HOME=... PYRO_AGENT=... cargo test -p pyro-engine --test machine -- --ignored --test-threads 2
 //! ```
 
+mod support;
+
 use std::{
     fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use pyro_engine::{
-    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ErrorCode, ExecCommand, ExecEvent, ExecExit,
-    ExecRequest, ExecSession, ExecutionMode, Lifetime, Machine, MachineSpec, MachineState, NoProgress, Paths,
-    environments::Environments,
+    BootFiles, Engine, EngineError, EngineOptions, ErrorCode, ExecCommand, ExecEvent, ExecExit, ExecRequest,
+    ExecSession, ExecutionMode, Lifetime, Machine, MachineSpec, MachineState,
 };
 use tempfile::TempDir;
 
@@ -30,32 +30,15 @@ struct Host {
     home: TempDir,
 }
 
-fn vmm_program() -> PathBuf {
-    let program = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/machine");
-    assert!(program.is_file(), "build it first: cargo build -p pyro-engine --example machine");
-    program
-}
-
 fn host() -> Host {
     host_with(|_| {})
 }
 
 /// An engine with a run directory of its own over the environments of `PYRO_HOME`.
 fn host_with(change: impl FnOnce(&mut EngineOptions)) -> Host {
-    let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
-    let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
-    let agent = AgentSource(fs::read(agent).unwrap().leak());
-    let installed =
-        Environments::new(&Paths::below(Path::new(&shared)), agent).ensure("debian:12", &NoProgress).unwrap();
-    let mut options = EngineOptions::with_agent(agent).unwrap();
-    options.vmm_program = vmm_program();
-    options.max_machines = None;
-    // The tests boot several machines at once on hosts that are busy with building.
-    options.boot_limit = Duration::from_secs(120);
-    change(&mut options);
     let home = tempfile::tempdir().unwrap();
-    let engine = Engine::open(Paths::below(home.path()), options).unwrap();
-    Host { engine, files: BootFiles::from(&installed), home }
+    let (engine, files) = support::engine_with_files(home.path(), change);
+    Host { engine, files, home }
 }
 
 impl Host {
@@ -327,7 +310,7 @@ async fn an_owned_machine_ends_with_its_owner() {
     let host = host();
     let home = host.home.path();
     // Another process makes a machine and is killed while it uses it.
-    let mut owner = Command::new(vmm_program())
+    let mut owner = Command::new(support::example("machine"))
         .args([&host.files.kernel, &host.files.initramfs, &host.files.rootfs])
         .args(["--home"])
         .arg(home)

@@ -9,7 +9,9 @@ use std::{
 };
 
 use pyro_engine::{
-    AgentSource, Engine, EngineError, EngineOptions, ExecCommand, ExecEvent, ExecRequest, Machine, MachineSpec, Paths,
+    AgentSource, BootFiles, Engine, EngineError, EngineOptions, ExecCommand, ExecEvent, ExecRequest, Machine,
+    MachineSpec, NoProgress, Paths,
+    environments::Environments,
     workspaces::{NewRecord, RecordKind, Seed, Workspaces},
 };
 use tempfile::TempDir;
@@ -18,17 +20,35 @@ pub fn workspaces_in(home: &Path) -> Workspaces {
     Workspaces::open(engine_in(home, |_| {})).unwrap()
 }
 
-fn engine_in(home: &Path, change: impl FnOnce(&mut EngineOptions)) -> Engine {
-    let shared = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
-    let (own, shared) = (Paths::below(home), Paths::below(Path::new(&shared)));
+/// Options with the guest agent's file, and the example as the VM process.
+fn options() -> EngineOptions {
     let agent = std::env::var_os("PYRO_AGENT").expect("PYRO_AGENT names the guest agent's file");
     let mut options = EngineOptions::with_agent(AgentSource(fs::read(agent).unwrap().leak())).unwrap();
     options.vmm_program = example("machine");
     options.max_machines = None;
     // Hosts that run tests are busy.
     options.boot_limit = Duration::from_secs(120);
+    options
+}
+
+/// Directories of the home that has the environments.
+fn shared() -> Paths {
+    let home = std::env::var_os("PYRO_TEST_HOME").expect("PYRO_TEST_HOME names a home with debian:12 installed");
+    Paths::below(Path::new(&home))
+}
+
+fn engine_in(home: &Path, change: impl FnOnce(&mut EngineOptions)) -> Engine {
+    let (own, mut options) = (Paths::below(home), options());
     change(&mut options);
-    Engine::open(Paths { state: own.state, run: own.run, ..shared }, options).unwrap()
+    Engine::open(Paths { state: own.state, run: own.run, ..shared() }, options).unwrap()
+}
+
+/// Returns an engine that has nothing of its own but the files of `debian:12`, which it boots as they are.
+pub fn engine_with_files(home: &Path, change: impl FnOnce(&mut EngineOptions)) -> (Engine, BootFiles) {
+    let mut options = options();
+    let installed = Environments::new(&shared(), options.agent).ensure("debian:12", &NoProgress).unwrap();
+    change(&mut options);
+    (Engine::open(Paths::below(home), options).unwrap(), BootFiles::from(&installed))
 }
 
 /// State and machines of one test.
