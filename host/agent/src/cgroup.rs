@@ -12,7 +12,7 @@ use rustix::fs::{Access, AtFlags, CWD, Dir, FileType, Mode, OFlags, accessat, mk
 use rustix::io::Errno;
 
 /// How many cgroups are kept ready.
-const READY: usize = 4;
+const READY: usize = 8;
 /// Above this many cgroups that wait for their removal, one that cannot be removed is given up for good, to keep the list
 /// bounded; its directory stays until the machine ends.
 const RETIRED_MAX: usize = 512;

@@ -35,6 +35,9 @@ use crate::sys::{ChildEnd, reap_child, signal_group};
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 /// How long the agent waits for a killed main process. One that is stuck in the kernel is then reported as killed.
 const KILL_GRACE: Duration = Duration::from_secs(5);
+/// How long the host may be kept waiting for the word that a command runs. Most commands that end by then cost one message
+/// fewer, and one turn of the agent while they run.
+const START_HOLD: Duration = Duration::from_millis(5);
 /// Stdin bytes passed on before the host is told. Half a window, so that the host never runs dry.
 const CREDIT_STEP_BYTES: usize = STDIN_WINDOW_BYTES / 4;
 
@@ -211,6 +214,11 @@ impl Exec {
     /// Returns the frame that says so.
     pub fn started_frame(&self) -> GuestFrame {
         GuestFrame::Started(Started { pid: u32::try_from(self.pid).unwrap_or(0) })
+    }
+
+    /// Returns until when the word of the start may be kept back, to go out with what follows.
+    pub fn hold_until(&self) -> Instant {
+        self.started + START_HOLD
     }
 
     /// Returns the main process's id while it is not reaped.

@@ -28,6 +28,15 @@ pub struct Operation {
     stream: Option<Stream>,
     state: State,
     token: Token,
+    /// A message that is kept back for a moment, unless another follows it.
+    held: Option<Held>,
+}
+
+/// What is kept back: the only bytes that wait to be sent are these.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -77,14 +86,14 @@ pub struct Shared {
 impl Operation {
     /// Returns an operation for a connection that the host made.
     pub fn accepted(stream: Stream, token: Token, now: Instant) -> Self {
-        Self { stream: Some(stream), state: State::Opening { until: now + OPEN_TIMEOUT }, token }
+        Self { stream: Some(stream), state: State::Opening { until: now + OPEN_TIMEOUT }, token, held: None }
     }
 
     /// Returns an operation that sends `frame` over a connection that is still being made.
     pub fn announcement(mut stream: Stream, token: Token, frame: &GuestFrame) -> Self {
         stream.writable = false;
         stream.queue(frame);
-        Self { stream: Some(stream), state: State::Closing, token }
+        Self { stream: Some(stream), state: State::Closing, token, held: None }
     }
 
     /// Returns the id of a main process that only this operation may reap.
@@ -148,7 +157,12 @@ impl Operation {
             self.fail(shared, now, codes::PROTOCOL_VIOLATION, "no Open frame came in time".to_owned());
         }
         if let Some(stream) = &mut self.stream {
-            progress |= stream.flush();
+            if self.held.as_ref().is_some_and(|held| held.bytes != stream.pending() || held.until <= now) {
+                self.held = None;
+            }
+            if self.held.is_none() {
+                progress |= stream.flush();
+            }
         }
         progress
     }
@@ -185,7 +199,7 @@ impl Operation {
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.state {
             State::Opening { until } => Some(*until),
-            State::Exec(exec) => exec.wake_at(),
+            State::Exec(exec) => exec.wake_at().into_iter().chain(self.held.as_ref().map(|held| held.until)).min(),
             State::Waiting(Wait::Read { wake, .. }) => Some(*wake),
             State::Waiting(Wait::Service { until, .. }) => *until,
             State::Connecting(connecting) => Some(connecting.until()),
@@ -309,7 +323,9 @@ impl Operation {
                 Op::Exec(request) => match Exec::start(&request, self.token, &mut shared.context) {
                     Ok(exec) => {
                         shared.execs += 1;
-                        (Some(exec.started_frame()), State::Exec(Box::new(exec)))
+                        stream.queue(&exec.started_frame());
+                        self.held = Some(Held { bytes: stream.pending(), until: exec.hold_until() });
+                        (None, State::Exec(Box::new(exec)))
                     }
                     Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
                 },

@@ -31,8 +31,12 @@ const SPARE_CONNECTIONS: usize = 64;
 const STEPS_PER_TURN: usize = 16;
 /// Connections accepted before the operations have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
-/// How long the loop must be idle before it does work that was put off.
-const IDLE: Duration = Duration::from_millis(2);
+/// How long the loop must be idle before it does work that was put off, while no command runs that it would slow.
+const IDLE: Duration = Duration::from_millis(10);
+/// The same, while a command runs.
+const IDLE_BESIDE_COMMANDS: Duration = Duration::from_millis(100);
+/// Between one piece of that work and the next.
+const TIDY_STEP: Duration = Duration::from_millis(2);
 /// How long the loop waits before it tries again to remove a cgroup that still holds processes.
 const TIDY_RETRY: Duration = Duration::from_millis(500);
 
@@ -171,6 +175,8 @@ pub struct Server {
     due: Vec<u16>,
     accept_due: bool,
     reap_due: bool,
+    /// When something happened last.
+    active_at: Instant,
     tidy_after: Option<Instant>,
 }
 
@@ -229,6 +235,7 @@ impl Server {
             due: Vec::new(),
             accept_due: true,
             reap_due: true,
+            active_at: Instant::now(),
             tidy_after: None,
         })
     }
@@ -274,6 +281,8 @@ impl Server {
             let now = Instant::now();
             if events.is_empty() && self.due.is_empty() {
                 self.tidy(now);
+            } else {
+                self.active_at = now;
             }
             for event in &events {
                 self.on_event(*event);
@@ -402,7 +411,7 @@ impl Server {
         let operations = self.slots.iter().filter_map(|slot| slot.operation.as_ref());
         let mut wake = operations.filter_map(Operation::wake_at).chain(self.shared.kept.wake_at()).min();
         if self.shared.context.cgroups.as_ref().is_some_and(CgroupRoot::wants_tidying) {
-            let tidy = self.tidy_after.unwrap_or(now + IDLE).max(now + IDLE);
+            let tidy = self.tidy_at();
             wake = Some(wake.map_or(tidy, |wake| wake.min(tidy)));
         }
         // A millisecond is added because the kernel counts whole ones, and a wait that ends early is repeated.
@@ -411,16 +420,22 @@ impl Server {
     }
 
     fn tidy(&mut self, now: Instant) {
-        if self.tidy_after.is_some_and(|after| after > now) {
+        if self.tidy_at() > now {
             return;
         }
-        self.tidy_after = None;
+        self.tidy_after = Some(now + TIDY_STEP);
         if let Some(cgroups) = &mut self.shared.context.cgroups
             && cgroups.wants_tidying()
             && !cgroups.tidy()
         {
             self.tidy_after = Some(now + TIDY_RETRY);
         }
+    }
+
+    /// When the next piece of work that was put off may be done.
+    fn tidy_at(&self) -> Instant {
+        let idle = if self.shared.execs == 0 { IDLE } else { IDLE_BESIDE_COMMANDS };
+        self.tidy_after.unwrap_or(self.active_at).max(self.active_at + idle)
     }
 
     fn accept(&mut self, now: Instant) {

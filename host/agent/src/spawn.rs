@@ -60,6 +60,8 @@ pub struct Spawner {
     stack: *mut libc::c_void,
     /// The limit of open files that commands get.
     files: libc::rlimit,
+    /// Signals that are ignored here, a bit each. All others start with their default: the kernel clears handlers.
+    ignored: u32,
 }
 
 const STACK_BYTES: usize = 64 * 1024;
@@ -87,7 +89,7 @@ impl Spawner {
         };
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(libc::RLIM_INFINITY);
         let files = libc::rlimit { rlim_cur: COMMAND_NOFILE_SOFT.min(hard), rlim_max: hard };
-        Ok(Self { stack, files })
+        Ok(Self { stack, files, ignored: ignored_signals() })
     }
 
     /// Starts `command` and returns once it executes its program.
@@ -110,6 +112,7 @@ impl Spawner {
             stdio,
             on_terminal: command.on_terminal,
             files: self.files,
+            ignored: self.ignored,
             failure: Failure { stage: Stage::None, errno: 0 },
         };
         let mut pidfd: RawFd = -1;
@@ -163,6 +166,18 @@ impl Drop for Spawner {
     }
 }
 
+/// Returns which signals are ignored, a bit each.
+fn ignored_signals() -> u32 {
+    (1..=31).fold(0, |mask, number| {
+        // SAFETY: only asks; a zeroed `sigaction` is a valid one to write over.
+        let ignored = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(number, ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        };
+        mask | u32::from(ignored) << number
+    })
+}
+
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
@@ -201,6 +216,7 @@ struct Child {
     stdio: [RawFd; 3],
     on_terminal: bool,
     files: libc::rlimit,
+    ignored: u32,
     failure: Failure,
 }
 
@@ -261,8 +277,8 @@ unsafe extern "C" fn child_main(child: *mut Child) -> ! {
     // safe between vfork and exec are made: none allocates, locks, or runs code that could unwind.
     unsafe {
         // Handlers are cleared by the kernel; what is ignored and blocked is not. SIGPIPE is ignored here, and a program
-        // that was started in the background has SIGINT and SIGQUIT ignored by its shell. SIGKILL and SIGSTOP refuse.
-        for number in 1..=31 {
+        // that was started in the background has SIGINT and SIGQUIT ignored by its shell.
+        for number in (1..=31).filter(|number| (*child).ignored >> number & 1 == 1) {
             libc::signal(number, libc::SIG_DFL);
         }
         let mut none: libc::sigset_t = std::mem::zeroed();

@@ -98,7 +98,12 @@ impl Stream {
 
     /// True when the host keeps up, so more output may be queued.
     pub fn has_room(&self) -> bool {
-        self.out.len() - self.sent < OUT_HIGH_BYTES
+        self.pending() < OUT_HIGH_BYTES
+    }
+
+    /// Returns how many bytes wait to be sent.
+    pub fn pending(&self) -> usize {
+        self.out.len() - self.sent
     }
 
     /// True when nothing waits to be sent.

@@ -88,6 +88,26 @@ pub enum ChildEnd {
     Signal(i32),
 }
 
+/// Makes the agent wait its turn when a command runs on its processor, rather than take it at once: each of two switches
+/// costs a software processor what it has learned of the code. Its children and later threads are as always.
+///
+/// # Errors
+/// The error of the call.
+pub fn do_not_preempt() -> io::Result<()> {
+    // The kernel's structure; the C library's call of this name does nothing.
+    let priority = 0_i32;
+    // SAFETY: the kernel reads one `int` through the pointer.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK,
+            &raw const priority,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Returns the pid of some child that has ended, without reaping it. `None` when there is none.
 ///
 /// # Errors

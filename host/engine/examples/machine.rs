@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--home DIR] [--engine auto|kvm|qemu] [--mem MIB] [--vcpus N]
-//!     [--boots N] [--execs N] [-- COMMAND...]
+//!     [--boots N] [--execs N] [--pause MS] [-- COMMAND...]
 //! ```
+//!
+//! `--pause` is how long it waits between one command and the next.
 //!
 //! It works in a directory under `/tmp`, or in `--home`. With `PYRO_TRACE` set it prints every command's times, with
 //! `PYRO_VERBOSE` the guest's kernel says everything on the console.
@@ -47,14 +49,16 @@ fn main() -> ExitCode {
 
 async fn measure(arguments: &[String]) -> Result<(), EngineError> {
     let mut home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
+    let mut pause = Duration::ZERO;
     let (mut boots, mut execs, mut files, mut argv) = (1, 0, Vec::new(), vec!["true".to_owned()]);
     let (mut spec, mut choice) = (MachineSpec::default(), EngineChoice::Auto);
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
-        let mut number = || rest.next().and_then(|n| n.parse().ok()).unwrap_or(1);
+        let mut number = || rest.next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(1);
         match argument.as_str() {
             "--boots" => boots = number(),
             "--execs" => execs = number(),
+            "--pause" => pause = Duration::from_millis(number().into()),
             "--mem" => spec.mem_mib = number(),
             "--vcpus" => spec.vcpu_count = number(),
             "--engine" => {
@@ -99,6 +103,7 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         let mut times: Vec<Duration> = Vec::new();
         for _ in 0..execs {
             times.push(run(&machine, &argv).await?.1);
+            tokio::time::sleep(pause).await;
         }
         times.sort();
         if let (Some(p50), Some(p99)) = (times.get(times.len() / 2), times.get(times.len() * 99 / 100)) {

@@ -54,6 +54,7 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
     sys::ignore_broken_pipes();
     let child_signal = sys::child_signal_fd().map_err(FatalError::step("watch for ended children"))?;
     hurry_rcu();
+    report("yield to commands", sys::do_not_preempt());
     let cmdline = Cmdline::read()?;
     boot.done("early mounts");
 
