@@ -81,6 +81,14 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         .args(["--boots".to_owned(), options.boots.to_string(), "--execs".to_owned(), options.execs.to_string()])
         .run()?;
 
+    shell::step("workspaces: what one holds, commands in it over MCP, files in and out");
+    shell::cargo(root)
+        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro", "--example", "workspaces", "--"])
+        .arg(shell::pyro(root))
+        .args(["--rounds".to_owned(), options.execs.to_string()])
+        .env("PYRO_HOME", &home)
+        .run()?;
+
     shell::step("pyro run: everything, from the shell's view");
     cold_runs(root, &home, options.boots)
 }
