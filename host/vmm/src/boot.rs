@@ -48,13 +48,8 @@ pub struct LoadedInitramfs {
     size: u64,
 }
 
-/// Puts the initramfs at the top of low memory, mapped like the kernel's pages when `share`.
-pub fn load_initramfs(
-    ram: &GuestRam,
-    kernel: &LoadedKernel,
-    file: &File,
-    share: bool,
-) -> Result<LoadedInitramfs, BootError> {
+/// Copies the initramfs to the top of low memory.
+pub fn load_initramfs(ram: &GuestRam, kernel: &LoadedKernel, file: &File) -> Result<LoadedInitramfs, BootError> {
     let size = file.metadata().map_err(BootError::Read)?.len();
     let low_end = ram.find_region(GuestAddress(0)).map_or(0, region_len);
     // The kernel must find it below 4 GiB, and some loaders below 2 GiB only: 2 GiB is enough.
@@ -64,7 +59,7 @@ pub fn load_initramfs(
         let mem_mib = low_end >> 20;
         return Err(BootError::NoRoom { initramfs: size, kernel_end: kernel.end, mem_mib });
     }
-    memory::load_file(ram, start, file, 0, size, share)?;
+    memory::load_file(ram, start, file, 0, size)?;
     Ok(LoadedInitramfs { start, size })
 }
 
@@ -231,10 +226,10 @@ mod tests {
         let ram = memory::allocate(64 << 20).unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(5000).unwrap();
-        let place = load_initramfs(&ram, &kernel(EntryKind::Pvh), &file, true).unwrap();
+        let place = load_initramfs(&ram, &kernel(EntryKind::Pvh), &file).unwrap();
         assert_eq!((place.start, place.size), ((64 << 20) - 8192, 5000));
         file.set_len(40 << 20).unwrap();
-        let error = load_initramfs(&ram, &kernel(EntryKind::Pvh), &file, true).unwrap_err();
+        let error = load_initramfs(&ram, &kernel(EntryKind::Pvh), &file).unwrap_err();
         assert!(matches!(error, BootError::NoRoom { mem_mib: 64, .. }));
     }
 

@@ -32,6 +32,14 @@ pub const MAX_CMDLINE: usize = 2047;
 /// EFI's reset, and without EFI it jumps into a BIOS that is not there either.
 pub const BASE_CMDLINE: &str = "panic=-1 reboot=k pci=off";
 
+/// Kernel arguments that spare a machine of minutes what it does not need: self-tests of ciphers,
+/// the search for more serial ports, slow grace periods, and accounting of stalls and of the
+/// kernel's own memory, which is a tenth of what starting a program costs.
+///
+/// What defends the guest's kernel against its own programs stays on.
+pub const LEAN_CMDLINE: &str = "8250.nr_uarts=1 cryptomgr.notests random.trust_cpu=on \
+     rcupdate.rcu_expedited=1 psi=0 cgroup.memory=nokmem,nosocket";
+
 /// One microVM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,12 +79,6 @@ pub struct VmmConfig {
 pub struct KernelConfig {
     /// An ELF (`vmlinux`) or bzImage file.
     pub path: PathBuf,
-    /// Whether the file never changes or shrinks while the VM runs.
-    ///
-    /// Then its pages are mapped copy-on-write and shared by all VMs. A file of the user's own
-    /// must be copied instead: truncating a mapped one would kill the VM.
-    #[serde(default)]
-    pub immutable: bool,
 }
 
 /// One virtio disk.

@@ -1,6 +1,7 @@
 //! The I/O interrupt controller, in user space.
 //!
-//! KVM keeps the local APICs; this is the IOAPIC that ACPI names, with 24 lines (Intel 82093AA).
+//! KVM keeps the local APICs; this is the IOAPIC that ACPI names, an Intel 82093AA with fewer
+//! lines: a booting kernel reads and writes the entry of every line, four exits each time.
 //! Each unmasked line becomes an MSI route of KVM's GSI table, so a device's irqfd goes from the
 //! event counter to the vCPU without passing here. We keep it out of the kernel because KVM then
 //! delivers an irqfd in the signaller's context instead of a work queue, and because creating
@@ -12,7 +13,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Number of lines.
-pub const PINS: usize = 24;
+pub const PINS: usize = crate::layout::EVENT_GSI as usize + 1;
 
 const REG_SELECT: u64 = 0x00;
 const REG_WINDOW: u64 = 0x10;
@@ -22,7 +23,7 @@ const INDEX_VERSION: u32 = 1;
 const INDEX_ARBITRATION: u32 = 2;
 const INDEX_REDIRECTION: u32 = 0x10;
 
-/// Version 0x11, 24 entries.
+/// Version 0x11 and the number of the last entry.
 const VERSION: u32 = 0x11 | ((PINS as u32 - 1) << 16);
 
 /// Bits of a redirection entry.
@@ -169,7 +170,7 @@ mod tests {
     #[test]
     fn unmasking_a_line_makes_a_route_and_masking_removes_it() {
         let mut ioapic = Ioapic::default();
-        assert_eq!(get(&mut ioapic, 1), 0x0017_0011);
+        assert_eq!(get(&mut ioapic, 1), 0x000f_0011);
         // The destination of a masked line changes nothing yet.
         assert!(!set(&mut ioapic, 0x10 + 5 * 2 + 1, 0x0300_0000));
         assert!(set(&mut ioapic, 0x10 + 5 * 2, 0x0000_0831));

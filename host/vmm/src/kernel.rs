@@ -1,8 +1,7 @@
 //! Loading a kernel: an ELF `vmlinux` or a bzImage.
 //!
-//! The ELF loader is our own because it maps pages instead of copying them: Debian's kernel has
-//! 46 MB in page-aligned segments, which every VM on a host can share until it writes to them.
-//! File contents are untrusted: every offset and size is checked.
+//! The ELF loader is our own: it bounds how much of headers and notes it looks at. File contents are
+//! untrusted: every offset and size is checked.
 //!
 //! Entry: PVH (`Documentation/arch/x86/boot.rst` and Xen's `start_info.h`) when the ELF has the
 //! note, else the 64-bit Linux protocol.
@@ -71,13 +70,11 @@ const MAX_NOTES: u64 = 64 * 1024;
 const MAX_SEGMENTS: usize = 64;
 
 /// Loads `file` at the addresses it names.
-///
-/// `share` is [`crate::config::KernelConfig::immutable`].
-pub fn load(ram: &GuestRam, file: &mut File, share: bool) -> Result<LoadedKernel, KernelError> {
+pub fn load(ram: &GuestRam, file: &mut File) -> Result<LoadedKernel, KernelError> {
     let mut magic = [0; 4];
     file.read_exact_at(&mut magic, 0).map_err(KernelError::Read)?;
     if &magic == b"\x7fELF" {
-        return load_elf(ram, file, share);
+        return load_elf(ram, file);
     }
     if file.read_exact_at(&mut magic, 0x202).is_ok() && &magic == b"HdrS" {
         return load_bzimage(ram, file);
@@ -118,7 +115,7 @@ struct Segment {
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 
-fn load_elf(ram: &GuestRam, file: &File, share: bool) -> Result<LoadedKernel, KernelError> {
+fn load_elf(ram: &GuestRam, file: &File) -> Result<LoadedKernel, KernelError> {
     let mut header = [0; 64];
     file.read_exact_at(&mut header, 0).map_err(KernelError::Read)?;
     // 64-bit, little endian, x86-64.
@@ -138,7 +135,7 @@ fn load_elf(ram: &GuestRam, file: &File, share: bool) -> Result<LoadedKernel, Ke
                 if segment.paddr < layout::HIGH_RAM_START {
                     return Err(KernelError::BadElf("a segment lies below 1 MiB"));
                 }
-                memory::load_file(ram, segment.paddr, file, segment.offset, segment.filesz, share)?;
+                memory::load_file(ram, segment.paddr, file, segment.offset, segment.filesz)?;
                 kernel.end = kernel.end.max(end);
             }
             PT_NOTE => {
@@ -257,11 +254,11 @@ mod tests {
         elf
     }
 
-    fn load_bytes(bytes: &[u8], share: bool) -> Result<LoadedKernel, KernelError> {
+    fn load_bytes(bytes: &[u8]) -> Result<LoadedKernel, KernelError> {
         let ram = memory::allocate(4 << 20).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        let loaded = load(&ram, &mut file, share)?;
+        let loaded = load(&ram, &mut file)?;
         let byte: u8 = ram.read_obj(GuestAddress(0x20_0fff)).unwrap();
         assert_eq!(byte, 0xab);
         Ok(loaded)
@@ -269,37 +266,35 @@ mod tests {
 
     #[test]
     fn the_pvh_note_wins_over_the_elf_entry() {
-        for share in [true, false] {
-            let kernel = load_bytes(&small_elf(), share).unwrap();
-            assert_eq!((kernel.entry, kernel.kind), (0x20_0910, EntryKind::Pvh));
-            assert_eq!(kernel.end, 0x20_0000 + 5000);
-        }
+        let kernel = load_bytes(&small_elf()).unwrap();
+        assert_eq!((kernel.entry, kernel.kind), (0x20_0910, EntryKind::Pvh));
+        assert_eq!(kernel.end, 0x20_0000 + 5000);
         let mut elf = small_elf();
         elf[64 + 56] = 0;
-        let kernel = load_bytes(&elf, true).unwrap();
+        let kernel = load_bytes(&elf).unwrap();
         assert_eq!((kernel.entry, kernel.kind), (0x20_0000, EntryKind::Linux64));
     }
 
     #[test]
     fn other_files_are_refused() {
-        assert!(matches!(load_bytes(b"#!/bin/sh\n", false), Err(KernelError::UnknownFormat)));
+        assert!(matches!(load_bytes(b"#!/bin/sh\n"), Err(KernelError::UnknownFormat)));
         let mut elf = small_elf();
         elf[18] = 40;
-        assert!(matches!(load_bytes(&elf, false), Err(KernelError::UnknownFormat)));
+        assert!(matches!(load_bytes(&elf), Err(KernelError::UnknownFormat)));
         let mut elf = small_elf();
         elf[64 + 32..64 + 40].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(matches!(load_bytes(&elf, true), Err(KernelError::BadElf(_))));
+        assert!(matches!(load_bytes(&elf), Err(KernelError::BadElf(_))));
     }
 
     proptest! {
         #[test]
-        fn damaged_headers_never_panic(at in 0usize..0x214, value: [u8; 8], share: bool) {
+        fn damaged_headers_never_panic(at in 0usize..0x214, value: [u8; 8]) {
             let mut elf = small_elf();
             elf[at..at + 8].copy_from_slice(&value);
             let ram = memory::allocate(4 << 20).unwrap();
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&elf).unwrap();
-            let _ = load(&ram, &mut file, share);
+            let _ = load(&ram, &mut file);
         }
     }
 }

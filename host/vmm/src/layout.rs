@@ -63,8 +63,12 @@ pub const KVM_TSS: u64 = 0xfffb_d000;
 pub const SERIAL_GSI: u32 = 4;
 /// Interrupt line of the first virtio device.
 pub const VIRTIO_GSI: u32 = 5;
-/// Interrupt line of ACPI events: the last of the IOAPIC.
-pub const EVENT_GSI: u32 = 23;
+/// Interrupt line of ACPI events: the last of the IOAPIC, after those of all virtio devices there
+/// can be.
+pub const EVENT_GSI: u32 = 15;
+
+// The vsock and entropy devices come after the disks.
+const _: () = assert!(VIRTIO_GSI as usize + crate::config::MAX_DRIVES + 2 <= EVENT_GSI as usize);
 
 /// Serial port (COM1).
 pub const SERIAL_PORT: u16 = 0x3f8;

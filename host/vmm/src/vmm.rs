@@ -178,9 +178,9 @@ impl Vmm {
         let vm = KvmVm::new(&kvm, &ram)?;
 
         let mut kernel_file = files.kernel;
-        let kernel = kernel::load(&ram, &mut kernel_file, config.kernel.immutable)?;
+        let kernel = kernel::load(&ram, &mut kernel_file)?;
         let initramfs = match &files.initramfs {
-            Some(file) => Some(boot::load_initramfs(&ram, &kernel, file, config.kernel.immutable)?),
+            Some(file) => Some(boot::load_initramfs(&ram, &kernel, file)?),
             None => None,
         };
         boot::write_boot_data(&ram, &kernel, &config.cmdline, initramfs, mem_size)?;

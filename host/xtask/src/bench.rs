@@ -118,7 +118,7 @@ fn engines(root: &Path, files: &[PathBuf; 3], rounds: u32) -> Result<()> {
     script += "qemu-system-x86_64 --version > /dev/null\n";
     script += &format!("./engines $PWD/kernel $PWD/initramfs $PWD/rootfs $PWD/microvm $PWD/firecracker {rounds}\n");
     let mut options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
-    options.timeout = Duration::from_secs(120 + 90 * u64::from(rounds));
+    options.timeout = Duration::from_secs(240 + 90 * u64::from(rounds));
     match lab::run_with(&options, std::io::stdout())? {
         0 => Ok(()),
         code => bail!("the benchmark ended with exit code {code}"),

@@ -16,7 +16,9 @@ use std::{
 
 use pyro_vmm::{
     ExitReason, Vmm, VmmConfig, VmmError, VmmHandle,
-    config::{BASE_CMDLINE, ConsoleConfig, CpuConfig, DriveConfig, JailConfig, KernelConfig, VsockConfig},
+    config::{
+        BASE_CMDLINE, ConsoleConfig, CpuConfig, DriveConfig, JailConfig, KernelConfig, LEAN_CMDLINE, VsockConfig,
+    },
     selftest,
     vsock::VsockHandle,
 };
@@ -176,8 +178,7 @@ fn vmm_config(config: &MachineConfig) -> Result<VmmConfig, EngineError> {
     Ok(VmmConfig {
         vcpu_count: u8::try_from(config.spec.vcpu_count).map_err(too_many)?,
         mem_mib: config.spec.mem_mib,
-        // Both are in the cache, which nobody changes in place.
-        kernel: KernelConfig { path: config.kernel.clone(), immutable: true },
+        kernel: KernelConfig { path: config.kernel.clone() },
         initramfs: Some(config.initramfs.clone()),
         cmdline: kernel_arguments(config.verbose_console),
         drives: vec![DriveConfig {
@@ -198,11 +199,7 @@ fn vmm_config(config: &MachineConfig) -> Result<VmmConfig, EngineError> {
 
 fn kernel_arguments(verbose: bool) -> String {
     let volume = if verbose { "ignore_loglevel" } else { "quiet" };
-    // No self-tests, and the host's random numbers are trusted.
-    format!(
-        "console=ttyS0 {volume} {BASE_CMDLINE} cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 \
-         8250.nr_uarts=1"
-    )
+    format!("console=ttyS0 {volume} {BASE_CMDLINE} {LEAN_CMDLINE}")
 }
 
 fn failed(error: &VmmError) -> EngineError {

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{AGENT_PORT, Program, READY_PORT};
+use pyro_vmm::config::{BASE_CMDLINE, LEAN_CMDLINE};
 use serde_json::json;
 
 use crate::agent::{self, Done};
@@ -19,9 +20,10 @@ pub const MEM_MIB: u32 = 256;
 const CID: u32 = 3;
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the kernel is told, by all of them.
-const CMDLINE: &str =
-    "console=ttyS0 quiet panic=-1 reboot=k pci=off pyro.ro cryptomgr.notests random.trust_cpu=on 8250.nr_uarts=1";
+/// What Firecracker's own documentation tells the kernel.
+const DOCUMENTED: &str = "console=ttyS0 reboot=k panic=1 pci=off";
+/// What the agent is told: the root is read only.
+const AGENT: &str = "pyro.ro";
 
 /// A VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +32,24 @@ pub enum Kind {
     Pyro,
     /// The reference.
     Firecracker,
+    /// The reference with our kernel arguments in place of those of its documentation.
+    FirecrackerOurArguments,
     /// The general one.
     Qemu,
 }
 
 /// All of them.
-pub const KINDS: [Kind; 3] = [Kind::Pyro, Kind::Firecracker, Kind::Qemu];
+pub const KINDS: [Kind; 4] = [Kind::Pyro, Kind::Firecracker, Kind::FirecrackerOurArguments, Kind::Qemu];
+
+impl Kind {
+    /// Returns what the kernel is told. QEMU documents nothing of the kind and gets ours.
+    fn cmdline(self) -> String {
+        match self {
+            Kind::Firecracker => format!("{DOCUMENTED} {AGENT}"),
+            _ => format!("console=ttyS0 quiet {BASE_CMDLINE} {LEAN_CMDLINE} {AGENT}"),
+        }
+    }
+}
 
 /// The files of a run.
 pub struct Files {
@@ -69,7 +83,7 @@ impl Guest {
         let ready = Ready::listen(kind, dir.path());
         let mut command = match kind {
             Kind::Pyro => pyro(files, dir.path(), vcpus),
-            Kind::Firecracker => firecracker(files, dir.path(), vcpus),
+            Kind::Firecracker | Kind::FirecrackerOurArguments => firecracker(kind, files, dir.path(), vcpus),
             Kind::Qemu => qemu(files, vcpus),
         };
         let log = File::create(dir.path().join("log")).expect("a log");
@@ -135,9 +149,9 @@ fn pyro(files: &Files, dir: &Path, vcpus: u8) -> Command {
     let config = json!({
         "vcpu_count": vcpus,
         "mem_mib": MEM_MIB,
-        "kernel": { "path": files.kernel, "immutable": true },
+        "kernel": { "path": files.kernel },
         "initramfs": files.initramfs,
-        "cmdline": CMDLINE,
+        "cmdline": Kind::Pyro.cmdline(),
         "drives": [drive(&files.rootfs, true), drive(&files.scratch, false)],
         "vsock": { "guest_cid": CID },
         "console": { "path": dir.join("log") },
@@ -149,7 +163,7 @@ fn pyro(files: &Files, dir: &Path, vcpus: u8) -> Command {
     command
 }
 
-fn firecracker(files: &Files, dir: &Path, vcpus: u8) -> Command {
+fn firecracker(kind: Kind, files: &Files, dir: &Path, vcpus: u8) -> Command {
     let drive = |id: &str, path: &Path, read_only| {
         json!({
             "drive_id": id,
@@ -163,7 +177,7 @@ fn firecracker(files: &Files, dir: &Path, vcpus: u8) -> Command {
         "boot-source": {
             "kernel_image_path": files.kernel,
             "initrd_path": files.initramfs,
-            "boot_args": CMDLINE,
+            "boot_args": kind.cmdline(),
         },
         "drives": [drive("root", &files.rootfs, true), drive("scratch", &files.scratch, false)],
         "machine-config": { "vcpu_count": vcpus, "mem_size_mib": MEM_MIB },
@@ -198,7 +212,7 @@ fn qemu(files: &Files, vcpus: u8) -> Command {
         .arg(&files.kernel)
         .arg("-initrd")
         .arg(&files.initramfs)
-        .args(["-append", CMDLINE]);
+        .args(["-append", &Kind::Qemu.cmdline()]);
     command
 }
 

@@ -66,7 +66,7 @@ impl Guest {
         let mut config = VmmConfig {
             vcpu_count: 1,
             mem_mib: 256,
-            kernel: KernelConfig { path: files.kernel.clone(), immutable: true },
+            kernel: KernelConfig { path: files.kernel.clone() },
             initramfs: Some(files.initramfs.clone()),
             cmdline: format!("console=ttyS0 quiet {BASE_CMDLINE} cryptomgr.notests"),
             drives: vec![DriveConfig { path, base, read_only: false, durable, serial: "root".to_owned() }],
