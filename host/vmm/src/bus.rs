@@ -102,10 +102,13 @@ impl Bus {
             window.write(offset, data);
         } else if let Some(offset) = ioapic_offset(address) {
             let mut ioapic = lock(&self.ioapic);
-            if ioapic.write(offset, data)
-                && let Err(error) = self.vm.set_routes(&ioapic.routes())
-            {
-                self.exit.set(ExitReason::Failed { message: error.to_string() });
+            if ioapic.write(offset, data) {
+                match self.vm.set_routes(&ioapic.routes()) {
+                    // An irqfd without a route drops its event. A kernel masks a line not only at
+                    // its end but also while it moves the interrupt to another CPU.
+                    Ok(()) => self.windows.iter().for_each(|window| window.raise_again()),
+                    Err(error) => self.exit.set(ExitReason::Failed { message: error.to_string() }),
+                }
             }
         } else {
             self.counters.unclaimed.add(1);

@@ -550,12 +550,10 @@ impl DeviceBuilder<'_> {
     }
 
     fn add_rng(&mut self) -> Result<Arc<RngShared>, VmmError> {
-        let (rng, shared) = Rng::new();
-        let events = crate::virtio::queue_events(1).map_err(VmmError::Threads)?;
-        for event in &events {
-            self.wakes.push(Wake::Rng(event.clone(), shared.clone()));
-        }
-        self.add(Box::new(rng), events)?;
+        let event = Arc::new(EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).map_err(VmmError::Threads)?);
+        let (rng, shared) = Rng::new(event.clone());
+        self.wakes.push(Wake::Rng(event.clone(), shared.clone()));
+        self.add(Box::new(rng), vec![event])?;
         Ok(shared)
     }
 

@@ -72,12 +72,12 @@ impl Guest {
         };
         let event = Arc::new(EventFd::new(0).unwrap());
         let block = Block::new("blk", disk, event.clone(), Arc::default(), Arc::new(|| true)).unwrap();
-        let (rng, shared) = Rng::new();
+        let rng_event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let (rng, shared) = Rng::new(rng_event.clone());
         let window = |device: Box<dyn VirtioDevice>, event: Arc<EventFd>| {
             let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
             MmioTransport::new(device, ram.clone(), interrupt, vec![event]).unwrap()
         };
-        let rng_event = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let windows = [window(Box::new(block), event), window(Box::new(rng), rng_event)];
         Guest { ram, windows, rng: shared, _line: line }
     }

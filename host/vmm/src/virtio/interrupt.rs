@@ -57,6 +57,14 @@ impl Interrupt {
         self.broken.store(false, Ordering::Release);
     }
 
+    /// Raises the line again if the driver has not acknowledged everything: an edge that came while
+    /// the line was masked is lost, the status is not.
+    pub fn raise_again(&self) {
+        if self.status() != 0 {
+            let _ = self.line.write(1);
+        }
+    }
+
     /// Puts saved status bits back; raises the line again if there are any.
     pub fn restore(&self, bits: u32) {
         if bits != 0 {
@@ -85,9 +93,13 @@ mod tests {
         assert_eq!(interrupt.status(), USED | CONFIG);
         assert_eq!(line.read().unwrap(), 2);
         interrupt.acknowledge(USED);
+        interrupt.raise_again();
+        assert_eq!(line.read().unwrap(), 1);
         assert_eq!(interrupt.status(), CONFIG);
         assert!(interrupt.is_broken());
         interrupt.reset();
         assert_eq!((interrupt.status(), interrupt.is_broken()), (0, false));
+        interrupt.raise_again();
+        assert!(line.read().is_err());
     }
 }

@@ -169,6 +169,11 @@ impl MmioTransport {
         }
     }
 
+    /// Raises the device's interrupt again if it is due: its line was masked until now.
+    pub fn raise_again(&self) {
+        self.interrupt.raise_again();
+    }
+
     /// Waits until the device works on nothing. vCPUs are paused.
     pub fn drain(&self) {
         lock(&self.registers).device.drain();

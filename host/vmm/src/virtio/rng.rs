@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::iovec::GuestBuffers;
 use super::{Activation, VirtioDevice, lock};
@@ -20,6 +21,7 @@ const QUEUE_SIZES: &[u16] = &[64];
 /// The device as its transport sees it.
 pub struct Rng {
     shared: Arc<RngShared>,
+    wake: Arc<EventFd>,
 }
 
 /// The device as the thread that serves it sees it.
@@ -31,10 +33,10 @@ pub struct RngShared {
 }
 
 impl Rng {
-    /// Makes a device and the half that serves it.
-    pub fn new() -> (Rng, Arc<RngShared>) {
+    /// Makes a device and the half that serves it. `wake` is the queue's event counter.
+    pub fn new(wake: Arc<EventFd>) -> (Rng, Arc<RngShared>) {
         let shared = Arc::new(RngShared::default());
-        (Rng { shared: shared.clone() }, shared)
+        (Rng { shared: shared.clone(), wake }, shared)
     }
 }
 
@@ -55,6 +57,9 @@ impl VirtioDevice for Rng {
 
     fn activate(&mut self, activation: Activation) {
         *lock(&self.shared.active) = Some(activation);
+        // A driver may have added requests before DRIVER_OK, and its notification of them went to
+        // nobody.
+        let _ = self.wake.write(1);
     }
 
     fn reset(&mut self) {
@@ -123,5 +128,43 @@ impl RngShared {
         self.bytes.add(count as u64);
         // At most 64 KiB.
         count as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use virtio_queue::Queue;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::GuestAddress;
+
+    use super::super::interrupt::Interrupt;
+    use super::*;
+
+    #[test]
+    fn a_request_from_before_the_driver_was_ready_is_served() {
+        let ram = crate::memory::allocate(1 << 20).unwrap();
+        let mock = MockSplitQueue::create(&ram, GuestAddress(0x1000), 16);
+        mock.build_multiple_desc_chains(&[RawDescriptor::from(Descriptor::new(0x8000, 64, 2, 0))]).unwrap();
+        let queue: Queue = mock.create_queue().unwrap();
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let (mut rng, shared) = Rng::new(wake.clone());
+        // The notification comes too early.
+        shared.serve();
+        assert_eq!(u16::from_le(mock.used().idx().load()), 0);
+        let interrupt = Arc::new(Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        rng.activate(Activation {
+            ram: ram.clone(),
+            queues: vec![Arc::new(Mutex::new(queue))],
+            interrupt,
+            features: 0,
+        });
+        assert_eq!(wake.read().unwrap(), 1);
+        shared.serve();
+        assert_eq!(u16::from_le(mock.used().idx().load()), 1);
+        assert_eq!(shared.bytes.get(), 64);
     }
 }

@@ -43,12 +43,15 @@ struct Core {
     active: Option<Activation>,
     /// The driver has reset the device; its streams are still to be ended.
     reset_due: bool,
+    /// The driver has become ready; what it sent before is still to be looked for.
+    fresh: bool,
 }
 
 impl Vsock {
     /// Wraps a device. `wake` is the event counter of queue 0.
     pub fn new(device: VsockDevice, wake: Arc<EventFd>) -> (Vsock, Arc<VsockShared>) {
-        let shared = Arc::new(VsockShared { core: Mutex::new(Core { device, active: None, reset_due: false }) });
+        let shared =
+            Arc::new(VsockShared { core: Mutex::new(Core { device, active: None, reset_due: false, fresh: false }) });
         (Vsock { shared: shared.clone(), wake }, shared)
     }
 }
@@ -71,9 +74,11 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) {
-        lock(&self.shared.core).active = Some(activation);
-        // Connects may be waiting from before the driver was there. Not served here: this is a
-        // vCPU's thread.
+        let mut core = lock(&self.shared.core);
+        core.active = Some(activation);
+        core.fresh = true;
+        // Connects and packets may be waiting from before the driver was there. Not served here:
+        // this is a vCPU's thread.
         let _ = self.wake.write(1);
     }
 
@@ -119,7 +124,7 @@ impl VsockShared {
     pub fn serve(&self, wake: VsockWake) {
         let mut core = lock(&self.core);
         core.finish_reset();
-        let Core { device, active, .. } = &mut *core;
+        let Core { device, active, fresh, .. } = &mut *core;
         let Some(active) = active.as_ref().filter(|active| !active.interrupt.is_broken()) else {
             if wake == VsockWake::Host {
                 serve_without_driver(device);
@@ -132,6 +137,8 @@ impl VsockShared {
         let (mut rx, mut tx, mut event) = (lock(rx), lock(tx), lock(event));
         let queues = VsockQueues { rx: &mut rx, tx: &mut tx, event: Some(&mut event) };
         let result = match wake {
+            // Serves both queues.
+            VsockWake::RxKick if std::mem::take(fresh) => device.handle_tx_kick(&active.ram, queues),
             VsockWake::RxKick => device.handle_rx_kick(&active.ram, queues),
             VsockWake::TxKick => device.handle_tx_kick(&active.ram, queues),
             VsockWake::EventKick => device.handle_event_kick(&active.ram, queues),
@@ -154,4 +161,35 @@ fn serve_without_driver(device: &mut VsockDevice) {
     let queues = VsockQueues { rx: &mut rx, tx: &mut tx, event: None };
     // Queues that are not ready are not looked at, so nothing can fail or ask for an interrupt.
     let _ = device.handle_host_events(&ram, queues);
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::mock::MockSplitQueue;
+    use vm_memory::GuestAddress;
+
+    use super::super::interrupt::Interrupt;
+    use super::*;
+    use crate::vsock::VsockConfig;
+
+    #[test]
+    fn a_packet_from_before_the_driver_was_ready_is_taken() {
+        let ram = crate::memory::allocate(1 << 20).unwrap();
+        let rings = [0x1000, 0x5000, 0x9000].map(|at| MockSplitQueue::create(&ram, GuestAddress(at), 16));
+        rings[1].build_multiple_desc_chains(&[RawDescriptor::from(Descriptor::new(0x2_0000, 44, 0, 0))]).unwrap();
+        let queues = rings.each_ref().map(|ring| Arc::new(Mutex::new(ring.create_queue::<Queue>().unwrap())));
+        let (device, _handle) = VsockDevice::new(VsockConfig::new(3)).unwrap();
+        let wake = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let (mut vsock, shared) = Vsock::new(device, wake.clone());
+        // The notification comes too early.
+        shared.serve(VsockWake::TxKick);
+        let interrupt = Arc::new(Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        vsock.activate(Activation { ram: ram.clone(), queues: queues.into(), interrupt, features: 0 });
+        assert_eq!(wake.read().unwrap(), 1);
+        assert_eq!(u16::from_le(rings[1].used().idx().load()), 0);
+        shared.serve(VsockWake::RxKick);
+        assert_eq!(u16::from_le(rings[1].used().idx().load()), 1);
+    }
 }
