@@ -1,4 +1,4 @@
-//! Fuzzing the devices of the VMM with libFuzzer.
+//! Fuzzing the devices and the kernel loader of the VMM with libFuzzer.
 //!
 //! Coverage comes from the compiler's own pass, which the pinned Rust has; the sanitizers, for which it would have to be a
 //! nightly one, are not used: what is looked for are panics, broken promises and endless loops. What the repository keeps
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::shell::{self, Cmd};
 
-const TARGETS: &[&str] = &["devices", "vsock"];
+const TARGETS: &[&str] = &["devices", "vsock", "kernel"];
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// The same as `cargo fuzz` gives, without a sanitizer.
