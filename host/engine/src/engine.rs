@@ -1,7 +1,7 @@
 //! The door to environments and machines.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use crate::{
     prepare::prepare,
     run_dir,
     spawn::{self, Boot, ForRecord},
-    spec::{EngineChoice, MachineInfo, MachineSpec},
+    spec::{EngineChoice, MachineInfo, MachineReport, MachineSpec},
 };
 
 /// How long a VM process may take to describe its machine.
@@ -276,15 +276,31 @@ impl Engine {
     }
 
     async fn status(&self, id: &str) -> Result<OkBody, EngineError> {
-        let asked = async {
-            let stream = machine::connect(&self.inner.paths.run.join(id)).await?;
-            machine::ask(&stream, &Request::Status).await
-        };
-        tokio::time::timeout(STATUS_LIMIT, asked)
-            .await
-            .map_err(|_| EngineError::new(ErrorCode::Timeout, format!("machine {id} does not answer")))?
-            .map_err(|e| EngineError::io(format_args!("ask machine {id}"), &e))?
+        status(&self.inner.paths.run, id).await
     }
+}
+
+/// Returns the machines that run and what each costs the host, and changes nothing. A machine that ends meanwhile is
+/// left out.
+pub async fn running_machines(paths: &Paths) -> Vec<MachineReport> {
+    let mut machines = Vec::new();
+    for id in run_dir::live(&paths.run) {
+        if let Ok(OkBody { machine: Some(machine), statistics, .. }) = status(&paths.run, &id).await {
+            machines.push(MachineReport { machine, statistics });
+        }
+    }
+    machines
+}
+
+async fn status(run: &Path, id: &str) -> Result<OkBody, EngineError> {
+    let asked = async {
+        let stream = machine::connect(&run.join(id)).await?;
+        machine::ask(&stream, &Request::Status).await
+    };
+    tokio::time::timeout(STATUS_LIMIT, asked)
+        .await
+        .map_err(|_| EngineError::new(ErrorCode::Timeout, format!("machine {id} does not answer")))?
+        .map_err(|e| EngineError::io(format_args!("ask machine {id}"), &e))?
 }
 
 /// Refuses a machine that is larger than what the host has left.

@@ -26,7 +26,7 @@ pub mod vmm_process;
 pub mod workspaces;
 
 pub use choice::{EnginePick, kvm_verdict, pick_engine};
-pub use engine::{AgentSource, BootFiles, Engine, EngineOptions};
+pub use engine::{AgentSource, BootFiles, Engine, EngineOptions, running_machines};
 pub use error::{EngineError, ErrorCode};
 pub use exec::{ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, ExecSession};
 pub use guest::{
@@ -37,6 +37,6 @@ pub use machine::Machine;
 pub use paths::Paths;
 pub use progress::{NoProgress, Progress};
 pub use spec::{
-    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineSpec, MachineState, PublishedPort,
-    Statistics, TTL_SECONDS, VCPU_COUNT,
+    BootTimings, EngineChoice, ExecutionMode, Lifetime, MEM_MIB, MachineInfo, MachineReport, MachineSpec, MachineState,
+    PublishedPort, Statistics, TTL_SECONDS, VCPU_COUNT, VmmStats,
 };

@@ -18,7 +18,10 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::error::{EngineError, ErrorCode};
+use crate::{
+    error::{EngineError, ErrorCode},
+    vmm_process::cgroup,
+};
 
 const LOCK: &str = "lock";
 
@@ -99,6 +102,15 @@ pub(crate) fn sweep(run: &Path) -> Result<Vec<String>, EngineError> {
     sweep_locked(run)
 }
 
+/// Returns the ids of the machines that live, and changes nothing. None when the directory cannot be read.
+pub(crate) fn live(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut live: Vec<String> = names.filter(|id| is_live(run, id)).collect();
+    live.sort();
+    live
+}
+
 /// Returns whether a machine with this id lives.
 pub(crate) fn is_live(run: &Path, id: &str) -> bool {
     valid_id(id) && lock_state(&run.join(id)) == LockState::Held
@@ -125,6 +137,7 @@ fn sweep_locked(run: &Path) -> Result<Vec<String>, EngineError> {
             LockState::Held => live.push(id),
             LockState::Free => {
                 tracing::info!(machine = %id, "removing what a machine left behind");
+                cgroup::remove_leftover(&path, &id);
                 if let Err(e) = fs::remove_dir_all(&path)
                     && e.kind() != std::io::ErrorKind::NotFound
                 {

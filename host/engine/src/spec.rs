@@ -1,7 +1,8 @@
 //! What a machine is asked to be, and what is known about it: plain data, checked before anything starts.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
+pub use pyro_vmm::stats::VmmStats;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{EngineError, ErrorCode};
@@ -165,7 +166,7 @@ pub struct PublishedPort {
 }
 
 /// What a machine costs the host.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Statistics {
     /// Memory that the engine's process holds, guest memory included, in bytes.
     pub resident_bytes: u64,
@@ -173,6 +174,22 @@ pub struct Statistics {
     pub cpu_ms: u64,
     /// Open connections between host and guest.
     pub connections: u64,
+    /// What the KVM engine counts beyond that: exits by kind, the work of the disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<VmmStats>,
+    /// The machine's own control group, where it could make one: what the kernel accounts is in there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// A machine that is running, and what it costs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MachineReport {
+    /// The machine.
+    #[serde(flatten)]
+    pub machine: MachineInfo,
+    /// Its costs; none when its process did not say.
+    pub statistics: Option<Statistics>,
 }
 
 /// Where the time of a boot went, in milliseconds. Phases follow one another; `total_ms` is their sum and also covers

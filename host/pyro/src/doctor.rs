@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use pyro_engine::environments::prerequisites;
-use pyro_engine::{EngineChoice, Paths, kvm_verdict, pick_engine};
+use pyro_engine::{EngineChoice, MachineReport, Paths, kvm_verdict, pick_engine, running_machines};
 use rustix::fs::Access;
 use serde::Serialize;
 
@@ -58,7 +58,7 @@ impl Check {
 }
 
 /// The result of all checks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// The version of this program.
     pub version: &'static str,
@@ -66,10 +66,12 @@ pub struct Report {
     pub ok: bool,
     /// In the order of importance to a reader.
     pub checks: Vec<Check>,
+    /// The microVMs that run now, with what each costs.
+    pub machines: Vec<MachineReport>,
 }
 
-/// Looks at everything that pyro needs.
-pub fn examine(paths: &Paths, choice: EngineChoice) -> Report {
+/// Looks at everything that pyro needs, and at the microVMs that run.
+pub async fn examine(paths: &Paths, choice: EngineChoice) -> Report {
     let mut checks = vec![platform(), engine(choice), qemu(), kvm()];
     checks.extend(prerequisites(paths).into_iter().map(|found| Check {
         name: found.name,
@@ -89,6 +91,7 @@ pub fn examine(paths: &Paths, choice: EngineChoice) -> Report {
         version: env!("CARGO_PKG_VERSION"),
         ok: checks.iter().all(|check| check.verdict != Verdict::Failed),
         checks,
+        machines: running_machines(paths).await,
     }
 }
 
@@ -243,10 +246,10 @@ mod tests {
         assert_eq!(run_directory_length(Path::new(&long)).verdict, Verdict::Failed);
     }
 
-    #[test]
-    fn what_is_not_fine_says_what_to_do() {
+    #[tokio::test]
+    async fn what_is_not_fine_says_what_to_do() {
         let home = tempfile::tempdir().unwrap();
-        let report = examine(&Paths::below(home.path()), EngineChoice::Auto);
+        let report = examine(&Paths::below(home.path()), EngineChoice::Auto).await;
         for check in &report.checks {
             assert!(check.verdict != Verdict::Failed || check.fix.is_some(), "{check:?}");
         }

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -125,7 +126,9 @@ fn lab_tests(root: &Path, home: &Path, filter: Option<&str>, totals: &mut Totals
         script += &format!("./test-{index} --ignored --test-threads=1 {only} || sound=1\n");
     }
     script += "exit $sound\n";
-    let options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
+    let mut options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
+    // A busy host can take twice as long as an idle one.
+    options.timeout = Duration::from_secs(900);
     let seen = Arc::new(Mutex::new(Totals::default()));
     let code = lab::run_with(&options, Lines { line: Vec::new(), totals: Arc::clone(&seen) })?;
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -142,11 +142,13 @@ impl Backend for KvmVm {
     }
 
     fn statistics(&self) -> Statistics {
-        let vsock = self.vsock.stats();
+        let (vsock, kvm) = (self.vsock.stats(), self.handle.stats());
         Statistics {
-            resident_bytes: self.handle.stats().rss_kib * 1024,
+            resident_bytes: kvm.rss_kib * 1024,
             cpu_ms: cpu_ms(),
             connections: vsock.connections_opened.saturating_sub(vsock.connections_closed),
+            kvm: Some(kvm),
+            cgroup: None,
         }
     }
 }

@@ -19,6 +19,7 @@
 //! a command or a tool is.
 
 mod backend;
+pub(crate) mod cgroup;
 mod config;
 mod console;
 mod kvm;
@@ -99,7 +100,10 @@ fn run(run_dir: &Path, channel: &mut UnixStream, lock: &File) -> Result<(), Engi
     let listener =
         UnixListener::bind("control.sock").map_err(|e| EngineError::io("listen on the control socket", &e))?;
     let channel = channel.try_clone().map_err(|e| EngineError::io("use the channel to the maker", &e))?;
-    server::Server::start(config, run_dir, channel, listener, started, spawn_ms)?.run();
+    let cgroup = cgroup::OwnCgroup::enter(&config.id)
+        .inspect_err(|error| tracing::info!(%error, "the machine stays in its caller's control group"))
+        .ok();
+    server::Server::start(config, run_dir, channel, listener, started, spawn_ms, cgroup)?.run();
     Ok(())
 }
 

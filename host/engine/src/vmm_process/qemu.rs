@@ -216,7 +216,7 @@ impl Backend for QemuVm {
         let (resident_bytes, cpu_ms) = if self.exit.is_some() { (0, 0) } else { process_costs(self.child.id()) };
         let vsock = self.vsock.handle().stats();
         let connections = vsock.connections_opened.saturating_sub(vsock.connections_closed);
-        Statistics { resident_bytes, cpu_ms, connections }
+        Statistics { resident_bytes, cpu_ms, connections, kvm: None, cgroup: None }
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::{
 use super::{
     MachineConfig,
     backend::{self, Backend, VmExit},
+    cgroup::OwnCgroup,
     console::Console,
     ports::Ports,
     ready::{Handshake, Ready},
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     control::{Event, LineBuffer, MAX_REQUEST, OkBody, Reply, Request, line, parse_request},
     error::{EngineError, ErrorCode},
-    spec::{BootTimings, Lifetime, MachineState, PublishedPort},
+    spec::{BootTimings, Lifetime, MachineState, PublishedPort, Statistics},
 };
 
 /// Clients that have connected and not sent their line yet. More wait in the socket's queue.
@@ -62,6 +63,8 @@ pub(crate) struct Server {
     engine_started: Instant,
     expires: Instant,
     panicked_at: Option<Instant>,
+    /// The machine's own control group.
+    cgroup: Option<OwnCgroup>,
 }
 
 struct Pending {
@@ -109,6 +112,7 @@ impl Server {
         listener: UnixListener,
         started: Instant,
         spawn_ms: f64,
+        cgroup: Option<OwnCgroup>,
     ) -> Result<Self, EngineError> {
         let failed = |e: &io::Error| EngineError::io("set up the VM process", e);
         // Before the first thread, so that every thread inherits it.
@@ -139,6 +143,7 @@ impl Server {
             started,
             engine_started,
             panicked_at: None,
+            cgroup,
         })
     }
 
@@ -155,6 +160,8 @@ impl Server {
         tracing::info!(code = %error.code(), reason = %error, "the machine ended");
         // Streams into the guest end here.
         drop(self.vm);
+        // Before the run directory, which names it for those who clean up.
+        drop(self.cgroup);
         remove(&self.dir);
         let event = line(&Event::Ended { error });
         for mut stream in
@@ -304,7 +311,10 @@ impl Server {
                 let body = OkBody {
                     machine: Some(self.config.describe(self.state)),
                     timings: Some(self.timings),
-                    statistics: Some(self.vm.statistics()),
+                    statistics: Some(Statistics {
+                        cgroup: self.cgroup.as_ref().map(|group| group.path().to_owned()),
+                        ..self.vm.statistics()
+                    }),
                     ports: Vec::new(),
                 };
                 answer(&stream, &Reply::Ok(body));
