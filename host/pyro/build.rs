@@ -26,6 +26,7 @@ const BUILTIN_PLUGINS: &[(&str, fn() -> String)] = &[
     ("summary", pyro_plugin_summary::pyro_manifest),
     ("secrets", pyro_plugin_secrets::pyro_manifest),
     ("network", pyro_plugin_network::pyro_manifest),
+    ("background", pyro_plugin_background::pyro_manifest),
 ];
 
 fn main() {

@@ -203,3 +203,72 @@ fn a_workspace_outlives_its_server_and_is_shared() {
     ok(&home, &["workspace", "delete", &id]);
     home.expect_clean_within(CLEAN);
 }
+
+#[test]
+fn commands_go_on_in_the_background() {
+    let home = Home::new();
+    let secret = format!("TOKEN={SECRET}");
+    let id = ok(&home, &["workspace", "create", "debian:12", "--secret", &secret, "--id-only"]);
+    let id = id.trim();
+    let line = "echo begun; echo $TOKEN $COLOUR; echo oops >&2; pwd; while [ ! -e go ]; do sleep 0.1; done; exit 7";
+    let started = home.run(&[
+        "workspace",
+        "exec",
+        id,
+        "--background",
+        "--env",
+        "COLOUR=red",
+        "--cwd",
+        "/workspace",
+        "--secret-env",
+        "TOKEN",
+        "--",
+        line,
+    ]);
+    started.expect_code(0);
+    let handle = started.text().trim().to_owned();
+    assert_eq!(handle.len(), 12, "{}", started.text());
+
+    // It runs while others do; its output is read in parts, without the secret, and costs no place of a service.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let read = loop {
+        let read = json_of(&home, &["workspace", "background", "output", id, &handle]);
+        if read["output"].as_str().is_some_and(|text| text.ends_with("/workspace\n")) {
+            break read;
+        }
+        assert!(std::time::Instant::now() < deadline, "{read}");
+    };
+    assert_eq!((&read["state"], read.get("exit_code")), (&json!("running"), None));
+    let whole = read["output"].as_str().expect("a text");
+    assert!(whole.starts_with("begun\n") && whole.ends_with(" red\noops\n/workspace\n"), "{whole}");
+    assert!(!read.to_string().contains(SECRET), "{read}");
+    let part = json_of(&home, &["workspace", "background", "output", id, &handle, "--offset", "2", "--max-bytes", "3"]);
+    assert_eq!((&part["output"], &part["offset"], &part["next_offset"]), (&json!("gun"), &json!(2), &json!(5)));
+    assert_eq!(json_of(&home, &["workspace", "service", "list", id])["count"], 0);
+    assert_eq!(json_of(&home, &["workspace", "status", id])["service_count"], 0);
+    let summary = json_of(&home, &["workspace", "summary", id, "--profile", "workspace-extended"]);
+    assert_eq!(summary["background"][0]["id"], handle.as_str(), "{summary}");
+
+    // Its end is waited for, and its exit code told.
+    ok(&home, &["workspace", "file", "write", id, "go", "--text", ""]);
+    let next = read["next_offset"].to_string();
+    let ended =
+        json_of(&home, &["workspace", "background", "output", id, &handle, "--offset", &next, "--wait-seconds", "20"]);
+    assert_eq!((&ended["state"], &ended["exit_code"], &ended["output"]), (&json!("exited"), &json!(7), &json!("")));
+
+    // Another is stopped, with all that it started.
+    let other = ok(&home, &["workspace", "exec", id, "--background", "--", "sleep 1000 & echo $!; wait"]);
+    let stopped = json_of(&home, &["workspace", "background", "stop", id, other.trim()]);
+    assert_eq!((&stopped["state"], &stopped["signal"]), (&json!("stopped"), &json!("SIGTERM")), "{stopped}");
+    home.run(&["workspace", "exec", id, "--", "cat /proc/[0-9]*/comm | grep sleep"]).expect_code(1);
+
+    // What needs a caller is refused, and a handle that is none leads to those that are.
+    let refused = home.run(&["workspace", "exec", id, "--background", "--timeout-seconds", "5", "--", "true"]);
+    refused.expect_code(125);
+    assert!(refused.stderr.contains("timeout_seconds and background"), "{}", refused.stderr);
+    let unknown = home.run(&["workspace", "background", "output", id, "0123456789ab"]);
+    unknown.expect_code(1);
+    assert!(unknown.stderr.contains(&handle), "{}", unknown.stderr);
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}

@@ -62,8 +62,8 @@ pub use message::{
     Program, Seed, ShutdownMode, ShutdownRequest, Started, TcpConnectRequest, codes,
 };
 pub use services::{
-    Readiness, ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceStartRequest, ServiceStatus,
-    ServiceStopRequest, ServiceWaitRequest,
+    LogStream, Readiness, ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceReadRequest,
+    ServiceStartRequest, ServiceStatus, ServiceStopRequest, ServiceWaitRequest,
 };
 pub use signal::{signal_name, signal_number};
 pub use terminals::{

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{FileApplyRequest, FileListRequest, FilePath, FileReadRequest};
 use crate::services::{
-    ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceStartRequest, ServiceStopRequest,
-    ServiceWaitRequest,
+    ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceReadRequest, ServiceStartRequest,
+    ServiceStopRequest, ServiceWaitRequest,
 };
 use crate::terminals::{
     TerminalId, TerminalOpenRequest, TerminalReadRequest, TerminalResizeRequest, TerminalSignalRequest,
@@ -155,6 +155,8 @@ operations! {
     ServiceList(NoArguments) = service_list optional;
     /// Returns what was kept of a service's output.
     ServiceLogs(ServiceName) = service_logs;
+    /// Returns a part of what was kept of one output of a service, and the service.
+    ServiceRead(ServiceReadRequest) = service_read;
     /// Ends a service.
     ServiceStop(ServiceStopRequest) = service_stop;
     /// Forgets a finished service.
@@ -361,7 +363,7 @@ pub struct Done {
     /// The entries that were unpacked.
     #[serde(skip_serializing_if = "is_zero")]
     pub entries: u64,
-    /// Where the terminal's output that was sent begins, counted from its first byte.
+    /// Where the output that was sent begins, counted from the first byte of the terminal or of the service's log.
     #[serde(skip_serializing_if = "is_zero")]
     pub start: u64,
     /// True when there are more entries than were sent, or older output was dropped.

@@ -50,6 +50,32 @@ pub struct ServiceWaitRequest {
     pub max_ms: u32,
 }
 
+/// The arguments of [`Op::ServiceRead`](crate::Op::ServiceRead).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceReadRequest {
+    /// As it was started.
+    pub name: String,
+    /// Which of its two outputs.
+    #[serde(default)]
+    pub stream: LogStream,
+    /// The first byte, counted from the start of the output.
+    #[serde(default)]
+    pub cursor: u64,
+    /// The most bytes.
+    pub max: u32,
+}
+
+/// An output of a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output.
+    #[default]
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
 /// The arguments of [`Op::ServiceAnnotate`](crate::Op::ServiceAnnotate).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceAnnotateRequest {

@@ -60,7 +60,7 @@ fn terminal_op() -> impl Strategy<Value = Op> {
 }
 
 fn service_op() -> impl Strategy<Value = Op> {
-    (text(), program(), vec((text(), text()), 0..3), any::<u64>(), any::<(u32, u16)>(), 0..11).prop_map(
+    (text(), program(), vec((text(), text()), 0..3), any::<u64>(), any::<(u32, u16)>(), 0..13).prop_map(
         |(name, program, meta, log_limit_bytes, (time, port), which)| match which {
             0 => Op::ServiceStart(ServiceStartRequest {
                 name,
@@ -79,7 +79,19 @@ fn service_op() -> impl Strategy<Value = Op> {
             7 => Op::ServiceWait(ServiceWaitRequest { name, max_ms: time }),
             8 => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::File(name) }),
             9 => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::Tcp(name, port) }),
-            _ => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::Http(name) }),
+            10 => Op::ServiceProbe(ServiceProbeRequest { what: Readiness::Http(name) }),
+            11 => Op::ServiceRead(ServiceReadRequest {
+                name,
+                stream: LogStream::Stdout,
+                cursor: log_limit_bytes,
+                max: time,
+            }),
+            _ => Op::ServiceRead(ServiceReadRequest {
+                name,
+                stream: LogStream::Stderr,
+                cursor: log_limit_bytes,
+                max: time,
+            }),
         },
     )
 }

@@ -478,6 +478,7 @@ fn keep(op: Op, shared: &mut Shared, now: Instant) -> Result<Answer, ErrorReply>
             let (stdout, stderr, truncated) = kept.service_logs(&request.name)?;
             return Ok(Answer::Logs { stdout, stderr, truncated });
         }
+        Op::ServiceRead(request) => return Ok(Answer::Frames(kept.read_service(&request)?)),
         Op::ServiceStop(request) => {
             let grace = Duration::from_millis(u64::from(request.grace_ms));
             return Ok(Answer::Wait(kept.stop_service(&request.name, grace, now)?));

@@ -131,6 +131,26 @@ fn logs_are_bounded_and_never_block() {
 }
 
 #[test]
+fn a_log_is_read_from_any_place_on() {
+    let agent = Agent::without_cgroups();
+    start(&agent, "loud", "seq 1 100000; seq 1 5 >&2; exit 2");
+    wait(&agent, "loud");
+    let read = |stream, cursor, max| {
+        let answer = agent.ask(Op::ServiceRead(ServiceReadRequest { name: "loud".into(), stream, cursor, max }));
+        assert_eq!(answer.service().exit_code, Some(2));
+        (answer.done().start, String::from_utf8(answer.data.clone()).unwrap())
+    };
+    let whole: u64 = (1..=100_000_u64).map(|number| number.to_string().len() as u64 + 1).sum();
+    // The oldest is gone: what is read begins later than asked.
+    assert_eq!(read(LogStream::Stdout, 0, 4).0, whole - 10_000);
+    assert_eq!(read(LogStream::Stdout, whole - 7, 4), (whole - 7, "1000".to_owned()));
+    assert_eq!(read(LogStream::Stdout, whole, 4), (whole, String::new()));
+    assert_eq!(read(LogStream::Stderr, 2, 100), (2, "2\n3\n4\n5\n".to_owned()));
+    let none = ServiceReadRequest { name: "none".into(), ..ServiceReadRequest::default() };
+    assert_eq!(agent.ask(Op::ServiceRead(none)).code(), codes::NOT_FOUND);
+}
+
+#[test]
 fn services_are_listed_annotated_and_bounded() {
     let agent = Agent::without_cgroups();
     for name in ["b", "a", "c"] {

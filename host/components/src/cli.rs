@@ -57,6 +57,9 @@ pub struct CliForm {
     /// What a person sees; the result's JSON text when none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub human: Option<HumanForm>,
+    /// What a person sees instead when an interceptor answered in the tool's place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswerForm>,
     /// Command lines for the end of the help.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
@@ -150,6 +153,16 @@ pub struct HumanForm {
     pub content_only: bool,
 }
 
+/// What a person sees of an interceptor's answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerForm {
+    /// The result property that only this answer has.
+    pub when: String,
+    /// What is shown then.
+    pub human: HumanForm,
+}
+
 /// A table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -211,11 +224,14 @@ impl CliForm {
     }
 }
 
-/// The `cli` key of an amendment's meta: how the arguments that it adds look as flags.
+/// The `cli` key of an amendment's meta: how the arguments that it adds look as flags, and its answer to a person.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AddedFlags {
+    #[serde(default)]
     pub(crate) flags: Vec<CliFlag>,
+    #[serde(default)]
+    pub(crate) answer: Option<AnswerForm>,
 }
 
 impl AddedFlags {
@@ -224,9 +240,18 @@ impl AddedFlags {
         serde_json::from_str(text).ok()
     }
 
-    /// Returns what is wrong with them for the arguments that the amendment adds.
-    pub(crate) fn problems(&self, arguments: &Map<String, Value>) -> Vec<(String, &'static str)> {
-        flag_problems(&self.flags, Some(arguments))
+    /// Returns what is wrong with them for the arguments and results that the amendment adds.
+    pub(crate) fn problems(
+        &self,
+        arguments: &Map<String, Value>,
+        results: &Map<String, Value>,
+    ) -> Vec<(String, &'static str)> {
+        let mut problems = flag_problems(&self.flags, Some(arguments));
+        if let Some(answer) = self.answer.as_ref().filter(|answer| !results.contains_key(&answer.when)) {
+            let message = format!("has a `cli` whose answer has the result `{}`", answer.when);
+            problems.push((message, "name a result that the amendment adds"));
+        }
+        problems
     }
 }
 
@@ -351,8 +376,11 @@ mod tests {
         let added = AddedFlags::read(r#"{"flags":[{"name":"secret-env","argument":"secret_env","takes":"binding"}]}"#);
         let added = added.unwrap();
         let arguments = |name: &str| Map::from_iter([(name.to_owned(), json!({}))]);
-        assert_eq!(added.problems(&arguments("secret_env")), []);
-        assert_eq!(added.problems(&arguments("secrets")).len(), 1);
+        assert_eq!(added.problems(&arguments("secret_env"), &Map::new()), []);
+        assert_eq!(added.problems(&arguments("secrets"), &Map::new()).len(), 1);
+        let answer = AddedFlags::read(r#"{"answer":{"when":"handle","human":{"text":"handle"}}}"#).unwrap();
+        assert_eq!(answer.problems(&Map::new(), &arguments("handle")), []);
+        assert_eq!(answer.problems(&Map::new(), &Map::new()).len(), 1);
         assert!(AddedFlags::read(r#"{"path":["a"]}"#).is_none());
     }
 

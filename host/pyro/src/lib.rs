@@ -39,8 +39,8 @@ mod open;
 
 pub use open::{BUILTINS, OpenError, Pyro, PyroConfig};
 pub use pyro_components::{
-    Annotations, CallInput, CallObserver, CallOptions, CliBlocks, CliFlag, CliForm, CliTable, Content, ContentBody,
-    Diagnostic, FlagValue, HumanForm, LoadError, NoObserver, OutputStream, RecordForm, ResolvedProfile, ToolDef,
-    ToolError, ToolOutcome, Toolbox,
+    Annotations, AnswerForm, CallInput, CallObserver, CallOptions, CliBlocks, CliFlag, CliForm, CliTable, Content,
+    ContentBody, Diagnostic, FlagValue, HumanForm, LoadError, NoObserver, OutputStream, RecordForm, ResolvedProfile,
+    ToolDef, ToolError, ToolOutcome, Toolbox,
 };
 pub use pyro_engine::{EngineChoice, EngineError, ErrorCode, Paths};

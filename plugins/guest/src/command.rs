@@ -65,6 +65,18 @@ pub fn check_command(command: &str) -> Result<(), ToolError> {
     Ok(())
 }
 
+/// Returns the directory to run a command in: one of the workspace, or any absolute one of the guest.
+///
+/// # Errors
+/// `invalid_argument`.
+pub fn directory(cwd: &str) -> Result<String, ToolError> {
+    let cwd = cwd.trim();
+    if cwd.is_empty() || cwd.contains('\0') {
+        return Err(invalid("cwd is empty or has a NUL character"));
+    }
+    if cwd.starts_with('/') { Ok(cwd.to_owned()) } else { crate::workspace::path(cwd) }
+}
+
 /// How a command ended and what it wrote.
 #[expect(missing_docs, reason = "the names are the contract's, and a comment would become part of the schemas")]
 #[derive(Debug, Serialize, JsonSchema)]
@@ -180,5 +192,15 @@ mod tests {
         assert!(check_command("true").is_ok());
         assert_eq!(check_command(" \n").unwrap_err().message, "command is empty");
         assert!(check_command("a\0b").unwrap_err().message.contains("NUL"));
+    }
+
+    #[test]
+    fn a_directory_is_the_workspace_s_or_absolute() {
+        assert_eq!(directory("/workspace").ok().as_deref(), Some("/workspace"));
+        assert_eq!(directory(" src ").ok().as_deref(), Some("/workspace/src"));
+        assert_eq!(directory("/etc").ok().as_deref(), Some("/etc"));
+        for bad in ["", " ", "a\0b", "../etc", "a/../../b"] {
+            assert!(directory(bad).is_err(), "{bad:?}");
+        }
     }
 }

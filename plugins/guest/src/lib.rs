@@ -15,7 +15,7 @@ mod workspace;
 pub use arguments::{OneWorkspace, defaults, name, workspace_root};
 pub use artifact::Artifact;
 pub use blob::{BlobReader, bytes, reader};
-pub use command::{Ran, ShellLine, check_command};
+pub use command::{Ran, ShellLine, check_command, directory};
 pub use files::{Entry, Kind, MAX_TEXT, Write};
 pub use signatures::signatures;
 pub use workspace::{Guest, WORKSPACE_RETURNING, absent, invalid, open, path};

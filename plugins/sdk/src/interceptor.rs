@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::cli::Flag;
+use crate::cli::{Flag, Human};
 use crate::schema::{input_schema, output_schema};
 use crate::tool::{Call, Definition, Tool, ToolError};
 
@@ -105,8 +105,24 @@ impl Amendment {
     /// Says how the added arguments look as flags, where they are not simply named after them.
     #[must_use]
     pub fn flags(mut self, flags: &[Flag]) -> Amendment {
-        self.meta.insert("cli".to_owned(), serde_json::json!({ "flags": flags }).to_string());
+        self.cli("flags", serde_json::json!(flags));
         self
+    }
+
+    /// Says which of the tool's results [`Decision::Answer`] leaves out, and what a person sees of such an answer: the one
+    /// that has the result `when`, which must be among those that are added.
+    #[must_use]
+    pub fn answers(mut self, without: &[&str], when: &str, human: &Human) -> Amendment {
+        self.meta.insert("optional_results".to_owned(), serde_json::json!(without).to_string());
+        self.cli("answer", serde_json::json!({ "when": when, "human": human }));
+        self
+    }
+
+    fn cli(&mut self, key: &str, value: Value) {
+        let said = self.meta.get("cli").and_then(|text| serde_json::from_str(text).ok());
+        let mut said: Map<String, Value> = said.unwrap_or_default();
+        said.insert(key.to_owned(), value);
+        self.meta.insert("cli".to_owned(), Value::Object(said).to_string());
     }
 }
 

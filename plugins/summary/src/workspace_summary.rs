@@ -43,6 +43,8 @@ pub struct Output {
     /// Absent while stopped
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<Changes>,
+    /// By handle
+    pub background: Vec<Running>,
     pub services: Vec<Running>,
     pub shells: Vec<Running>,
     pub snapshots: Vec<String>,
@@ -72,7 +74,7 @@ pub struct Changes {
     pub truncated: bool,
 }
 
-/// A service or a shell.
+/// A background command, a service or a shell.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Running {
     pub id: String,
@@ -131,6 +133,7 @@ impl Tool for WorkspaceSummary {
             command_count: info.command_count,
             commands: history.into_iter().map(command).collect(),
             changes: None,
+            background: Vec::new(),
             services: Vec::new(),
             shells: Vec::new(),
             snapshots,
@@ -138,10 +141,13 @@ impl Tool for WorkspaceSummary {
         if output.state == "started" {
             let guest = Guest::open(&output.workspace_id, Self::NAME)?;
             output.changes = Some(changed(&guest)?);
-            output.services = services::list(guest.machine())?
-                .into_iter()
-                .map(|service| Running { id: service.name, running: service.running, exit_code: service.exit_code })
-                .collect();
+            for service in services::list(guest.machine())? {
+                let (list, id) = match service.name.strip_prefix('@') {
+                    Some(handle) => (&mut output.background, handle.to_owned()),
+                    None => (&mut output.services, service.name),
+                };
+                list.push(Running { id, running: service.running, exit_code: service.exit_code });
+            }
             output.shells = terminals::list(guest.machine())?
                 .into_iter()
                 .map(|shell| Running { id: shell.id, running: shell.state == "running", exit_code: shell.exit_code })

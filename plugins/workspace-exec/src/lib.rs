@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use pyro_plugin_guest::{Guest, Ran, ShellLine, check_command, defaults, invalid, workspace_root};
+use pyro_plugin_guest::{Guest, Ran, ShellLine, check_command, defaults, directory, workspace_root};
 use pyro_plugin_sdk::host::log::{self, Level};
 use pyro_plugin_sdk::vm::exec::{self, Input};
 use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError};
@@ -125,15 +125,6 @@ impl Default for Config {
     }
 }
 
-/// The directory to run in: one of the workspace, or any absolute one of the guest.
-fn directory(cwd: &str) -> Result<String, ToolError> {
-    let cwd = cwd.trim();
-    if cwd.is_empty() || cwd.contains('\0') {
-        return Err(invalid("cwd is empty or has a NUL character"));
-    }
-    if cwd.starts_with('/') { Ok(cwd.to_owned()) } else { pyro_plugin_guest::path(cwd) }
-}
-
 /// Writes the command into the history. The command has run: when that cannot be recorded, its result is still worth
 /// more than an error.
 fn record(guest: &Guest, command: &str, cwd: &str, ran: &exec::Output, shown: &Ran) -> Option<u64> {
@@ -150,22 +141,10 @@ fn record(guest: &Guest, command: &str, cwd: &str, ran: &exec::Output, shown: &R
 
 #[cfg(test)]
 mod tests {
-    use super::directory;
-
     #[test]
     fn the_tool_takes_what_the_contract_says() {
         let expected =
             ["workspace_exec(workspace_id*, command*, timeout_seconds=30, cwd=\"/workspace\", env={}, stdin)"];
         assert_eq!(pyro_plugin_guest::signatures(&super::pyro_manifest()), expected);
-    }
-
-    #[test]
-    fn a_directory_is_the_workspace_s_or_absolute() {
-        assert_eq!(directory("/workspace").ok().as_deref(), Some("/workspace"));
-        assert_eq!(directory(" src ").ok().as_deref(), Some("/workspace/src"));
-        assert_eq!(directory("/etc").ok().as_deref(), Some("/etc"));
-        for bad in ["", " ", "a\0b", "../etc", "a/../../b"] {
-            assert!(directory(bad).is_err(), "{bad:?}");
-        }
     }
 }

@@ -11,7 +11,8 @@ mod terminal;
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{
-    Done, ErrorReply, GuestFrame, ServiceStartRequest, ServiceStatus, TerminalOpenRequest, TerminalReadRequest, codes,
+    Done, ErrorReply, GuestFrame, LogStream, ServiceReadRequest, ServiceStartRequest, ServiceStatus,
+    TerminalOpenRequest, TerminalReadRequest, codes,
 };
 
 use crate::environment::error;
@@ -182,6 +183,24 @@ impl Kept {
         Ok((stdout.read(0, usize::MAX).1, stderr.read(0, usize::MAX).1, truncated))
     }
 
+    /// Returns the answer to a read of one of a service's outputs.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub fn read_service(&mut self, request: &ServiceReadRequest) -> Result<Vec<GuestFrame>, ErrorReply> {
+        let service = &self.service(&request.name)?.what;
+        let (stdout, stderr, _) = service.logs();
+        let log = match request.stream {
+            LogStream::Stdout => stdout,
+            LogStream::Stderr => stderr,
+        };
+        let (start, data) = log.read(request.cursor, usize::try_from(request.max).unwrap_or(usize::MAX));
+        let mut frames = data_frames(&data);
+        frames.push(GuestFrame::Service(Box::new(service.status())));
+        frames.push(GuestFrame::Done(Done { start, ..Done::default() }));
+        Ok(frames)
+    }
+
     /// Begins a service's end and returns what to wait for.
     ///
     /// # Errors
@@ -235,10 +254,7 @@ impl Kept {
                 }
                 let (start, data) = terminal.output().read(request.cursor, max);
                 let status = GuestFrame::Terminal(Box::new(terminal.status()));
-                let mut frames: Vec<GuestFrame> = data
-                    .chunks(pyro_agent_protocol::DATA_CHUNK_BYTES)
-                    .map(|chunk| GuestFrame::Data(chunk.to_vec()))
-                    .collect();
+                let mut frames = data_frames(&data);
                 frames.push(status);
                 frames.push(GuestFrame::Done(Done { start, ..Done::default() }));
                 Ok(Some(frames))
@@ -346,4 +362,8 @@ impl Kept {
             .find(|tenant| tenant.what.name() == name)
             .ok_or_else(|| error(codes::NOT_FOUND, format!("there is no service `{name}`")))
     }
+}
+
+fn data_frames(data: &[u8]) -> Vec<GuestFrame> {
+    data.chunks(pyro_agent_protocol::DATA_CHUNK_BYTES).map(|chunk| GuestFrame::Data(chunk.to_vec())).collect()
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::spec::{AmendmentSpec, ToolSpec};
+use super::spec::{AmendmentSpec, OPTIONAL_RESULTS, ToolSpec};
 use crate::cli::{AddedFlags, CliForm};
 
 /// Longest name; clients put a prefix before it.
@@ -100,12 +100,16 @@ pub(crate) fn lint_amendments(amendments: &mut [AmendmentSpec]) -> Vec<Finding> 
                 properties.clone_from(repaired);
             }
         }
+        if amendment.meta.contains_key(OPTIONAL_RESULTS) && amendment.optional_results().is_none() {
+            let message = format!("has `{OPTIONAL_RESULTS}` that are no list of names");
+            linter.refuse(message, "see `optional_results` in docs/plugins.md");
+        }
         let Some(text) = amendment.meta.get("cli") else { continue };
         let Some(added) = AddedFlags::read(text) else {
             linter.refuse("has a `cli` that is no list of flags".to_owned(), "see `cli` in docs/plugins.md");
             continue;
         };
-        for (message, hint) in added.problems(&amendment.input_properties) {
+        for (message, hint) in added.problems(&amendment.input_properties, &amendment.output_properties) {
             linter.refuse(message, hint);
         }
     }

@@ -37,6 +37,17 @@ pub(crate) struct AmendmentSpec {
     pub(crate) meta: BTreeMap<String, String>,
 }
 
+/// The key of an amendment's meta with the results that the interceptor's answers leave out.
+pub(crate) const OPTIONAL_RESULTS: &str = "optional_results";
+
+impl AmendmentSpec {
+    /// Returns the tool's results that the interceptor leaves out when it answers in the tool's place; none when what is
+    /// there is no list of names.
+    pub(crate) fn optional_results(&self) -> Option<Vec<String>> {
+        self.meta.get(OPTIONAL_RESULTS).map_or_else(|| Some(Vec::new()), |text| serde_json::from_str(text).ok())
+    }
+}
+
 /// One tool, as in the WIT record `tool-def`, with its schemas parsed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -96,12 +96,25 @@ fn add(
         tool.own_output.get_or_insert(stated);
         tool.def.output_schema = Some(Arc::new(output));
     }
+    let optional = amendment.optional_results().unwrap_or_default();
+    if !optional.is_empty()
+        && let Some(stated) = tool.def.output_schema.clone()
+    {
+        let mut output = Map::clone(&stated);
+        if let Some(Value::Array(names)) = output.get_mut("required") {
+            names.retain(|name| !optional.iter().any(|optional| name == optional));
+        }
+        // The tool itself still returns all of them.
+        tool.own_output.get_or_insert(stated);
+        tool.def.output_schema = Some(Arc::new(output));
+    }
     let added = amendment.meta.get("cli").and_then(|text| AddedFlags::read(text));
     if let (Some(cli), Some(added)) = (&mut tool.def.cli, added) {
         if let Some(flag) = added.flags.iter().find(|flag| cli.flags.iter().any(|other| other.name == flag.name)) {
             return Err(clash("flag", &format!("--{}", flag.name)));
         }
         cli.flags.extend(added.flags);
+        cli.answers.extend(added.answer);
     }
     tool.def.input_schema = Arc::new(input);
     let grants = &component.grants;

@@ -10,5 +10,5 @@ mod services;
 mod terminals;
 
 pub use files::{Content, FileChange, FileEntry, FileKind};
-pub use services::{Readiness, ServiceConfig, ServiceInfo, ServiceLogs};
+pub use services::{LogStream, Readiness, ServiceConfig, ServiceInfo, ServiceLogs, ServiceOutput};
 pub use terminals::{TerminalInfo, TerminalOutput, TerminalRequest, TerminalState};

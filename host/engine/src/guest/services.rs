@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pyro_agent_protocol::{
-    self as protocol, GuestFrame, Op, ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceStartRequest,
-    ServiceStatus, ServiceStopRequest, ServiceWaitRequest,
+    self as protocol, GuestFrame, Op, ServiceAnnotateRequest, ServiceName, ServiceProbeRequest, ServiceReadRequest,
+    ServiceStartRequest, ServiceStatus, ServiceStopRequest, ServiceWaitRequest,
 };
 
 use super::call::{Call, milliseconds, seconds};
@@ -64,6 +64,28 @@ pub struct ServiceLogs {
     pub stderr: Vec<u8>,
     /// Whether older output was dropped.
     pub truncated: bool,
+}
+
+/// An output of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A part of one output of a service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceOutput {
+    /// The bytes.
+    pub data: Vec<u8>,
+    /// Where they begin, counted from the start of the output: later than asked when older output was dropped.
+    pub start: u64,
+    /// Where the next read begins.
+    pub next: u64,
+    /// The service at that moment.
+    pub info: ServiceInfo,
 }
 
 /// What tells that a service is ready.
@@ -145,6 +167,43 @@ impl Machine {
             }
             if logs.stdout.len().max(logs.stderr.len()) > LOG_LIMIT {
                 return Err(call.broken("logs without end"));
+            }
+        }
+    }
+
+    /// Returns output of a service from `cursor` on, at most `max` bytes.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such service.
+    pub async fn service_read(
+        &self,
+        name: &str,
+        stream: LogStream,
+        cursor: u64,
+        max: u32,
+    ) -> Result<ServiceOutput, EngineError> {
+        let stream = match stream {
+            LogStream::Stdout => protocol::LogStream::Stdout,
+            LogStream::Stderr => protocol::LogStream::Stderr,
+        };
+        let request = ServiceReadRequest { name: name.to_owned(), stream, cursor, max };
+        let mut call = Call::look(self, Op::ServiceRead(request)).await?;
+        let (mut data, mut status) = (Vec::new(), None);
+        loop {
+            match call.next().await? {
+                GuestFrame::Data(bytes) => {
+                    data.extend_from_slice(&bytes);
+                    if data.len() as u64 > u64::from(max) {
+                        return Err(call.broken("more bytes than asked for"));
+                    }
+                }
+                GuestFrame::Service(service) => status = Some(*service),
+                GuestFrame::Done(done) => {
+                    let info = status.ok_or_else(|| call.broken("no service"))?.into();
+                    let next = done.start.saturating_add(data.len() as u64);
+                    return Ok(ServiceOutput { data, start: done.start, next, info });
+                }
+                other => return Err(call.unexpected(&other)),
             }
         }
     }

@@ -93,7 +93,7 @@ const MORE_ARGUMENTS: [&str; 11] = [
 ];
 
 /// What `workspace-extended` has beyond `workspace-full`.
-const EXTENDED: [&str; 12] = [
+const EXTENDED: [&str; 14] = [
     "port_list",
     "port_publish",
     "port_unpublish",
@@ -103,6 +103,8 @@ const EXTENDED: [&str; 12] = [
     "service_restart",
     "shell_list",
     "shell_resize",
+    "workspace_exec_output",
+    "workspace_exec_stop",
     "workspace_file_edit",
     "workspace_file_search",
     "workspace_summary",

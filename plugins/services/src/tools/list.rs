@@ -1,6 +1,6 @@
 //! `service_list`.
 
-use pyro_plugin_guest::{Guest, OneWorkspace};
+use pyro_plugin_guest::{Guest, OneWorkspace, name};
 use pyro_plugin_sdk::vm::services;
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Serialize;
@@ -42,6 +42,7 @@ impl Tool for ServiceList {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
         let mut services: Vec<Service> = services::list(guest.machine())?
             .into_iter()
+            .filter(|info| name("service_name", &info.name).is_ok())
             .map(|info| Service::new(&arguments.workspace_id, guest.execution_mode(), info))
             .collect();
         services.sort_by(|a, b| a.service_name.cmp(&b.service_name));

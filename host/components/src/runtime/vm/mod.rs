@@ -12,6 +12,7 @@ mod redact;
 mod secrets;
 mod services;
 mod terminals;
+mod window;
 mod workspaces;
 
 use std::future::Future;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyro_engine::{ErrorCode, Readiness, ServiceConfig, ServiceInfo};
+use pyro_engine::{ErrorCode, LogStream, Readiness, ServiceConfig, ServiceInfo};
 use wasmtime::component::Resource;
 
 use super::super::bindings::pyro::vm::{services, types};
@@ -10,10 +10,14 @@ use super::super::blob::Blob;
 use super::super::state::CallState;
 use super::exec::{impossible_program, program};
 use super::redact::Redaction;
+use super::window::{Part, Window};
 use super::{GUEST_LIMIT, MachineEntry, Reached, missing, refusal, sendable};
 
 /// Most bytes kept of each stream of a service.
 const MAX_LOG_BYTES: u64 = 16 << 20;
+
+/// Most bytes that one read returns.
+const MAX_READ: u32 = 4 << 20;
 
 /// Longest grace time of a stop, and longest wait.
 const MAX_WAIT: Duration = Duration::from_secs(600);
@@ -111,6 +115,40 @@ impl services::Host for CallState {
                 let stdout = self.push_bytes(reached.redaction.bytes(logs.stdout))?;
                 let stderr = self.push_bytes(reached.redaction.bytes(logs.stderr))?;
                 Ok(Ok((stdout, stderr, logs.truncated)))
+            }
+            Err(problem) => Ok(Err(problem)),
+        }
+    }
+
+    async fn read(
+        &mut self,
+        machine: Resource<MachineEntry>,
+        name: String,
+        of: services::LogStream,
+        cursor: u64,
+        max: u32,
+    ) -> wasmtime::Result<Result<services::LogPart, types::Error>> {
+        let reached = match self.reach_services(&machine, Some(&name)).await? {
+            Ok(reached) => reached,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let stream = match of {
+            services::LogStream::Stdout => LogStream::Stdout,
+            services::LogStream::Stderr => LogStream::Stderr,
+        };
+        let window = Window { cursor, max: max.min(MAX_READ), most: u32::MAX, release: false };
+        let (from, asked) = window.around(&reached.redaction);
+        let pause = self.clock.pause();
+        let read = reached.ask(GUEST_LIMIT, reached.machine.service_read(&name, stream, from, asked)).await;
+        drop(pause);
+        match read {
+            Ok(read) => {
+                let ended = !read.info.running;
+                let part = Part { data: read.data, start: read.start, next: read.next, ended, info: read.info };
+                let part = window.cut(&reached.redaction, part);
+                let data = self.push_bytes(part.data)?;
+                let info = info(part.info, &reached.redaction);
+                Ok(Ok(services::LogPart { data, start: part.start, next: part.next, info }))
             }
             Err(problem) => Ok(Err(problem)),
         }

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use pyro_engine::secrets::REDACTED;
 use pyro_engine::{EngineError, ErrorCode, TerminalInfo, TerminalOutput, TerminalRequest, TerminalState};
 use wasmtime::component::Resource;
 
 use super::super::bindings::pyro::vm::{terminals, types};
 use super::super::state::CallState;
-use super::redact::Redaction;
+use super::window::{Part, Window};
 use super::{GUEST_LIMIT, MachineEntry, Reached, missing, refusal, sendable};
 
 /// Most bytes that one read returns.
@@ -177,10 +176,6 @@ fn info(terminal: TerminalInfo) -> terminals::TerminalInfo {
 }
 
 /// Reads a terminal's output with its secrets taken out.
-///
-/// A secret keeps its length, so that a cursor counts the same bytes on both sides. It may begin before the cursor and end
-/// behind the last byte asked for, so more is read on both sides; and it may go on after what there is, so the end is held
-/// back while it may be the beginning of one.
 async fn read_redacted(
     reached: &Reached,
     id: &str,
@@ -188,59 +183,12 @@ async fn read_redacted(
     max: u32,
     idle: Option<Duration>,
 ) -> Result<TerminalOutput, EngineError> {
-    let machine = &reached.machine;
-    let longest = reached.redaction.redactor().longest();
-    if longest == 0 {
-        return machine.terminal_read(id, cursor, max, idle).await;
-    }
-    // So much is read around what was asked for that a secret which reaches into it is seen whole.
-    let around = u32::try_from(longest).unwrap_or(u32::MAX);
-    let from = cursor.saturating_sub(around.into());
-    let lead = u32::try_from(cursor - from).unwrap_or(around);
-    let asked = max.saturating_add(lead).saturating_add(around);
-    let mut read = machine.terminal_read(id, from, asked, idle).await?;
-    let skip = usize::try_from(cursor.saturating_sub(read.start)).unwrap_or(usize::MAX).min(read.data.len());
-    let all = read.data.len() < usize::try_from(asked.min(MAX_READ)).unwrap_or(usize::MAX);
-    let at_end = all && read.info.state == TerminalState::Stopped;
-    let (mut masked, mut settled) = mask(&reached.redaction, &read.data, at_end);
-    if settled <= skip && all && idle.is_some() {
-        // Nothing but a held-back beginning although the caller waited for more: nothing more belongs to it.
-        (masked, settled) = mask(&reached.redaction, &read.data, true);
-    }
-    let most = skip.saturating_add(usize::try_from(max).unwrap_or(usize::MAX));
-    read.data = masked.get(skip..settled.clamp(skip, most)).unwrap_or_default().to_vec();
-    read.start += skip as u64;
-    read.next = read.start + read.data.len() as u64;
-    Ok(read)
-}
-
-/// Returns `text` with its secrets covered, each by as many bytes as it has, and how much of it no later byte can change.
-fn mask(redaction: &Redaction, text: &[u8], at_end: bool) -> (Vec<u8>, usize) {
-    let (ranges, settled) = redaction.redactor().find(text, at_end);
-    let mut masked = text.to_vec();
-    for range in ranges {
-        let Some(bytes) = masked.get_mut(range) else { continue };
-        bytes.fill(b'*');
-        if let Some(head) = bytes.get_mut(..REDACTED.len()) {
-            head.copy_from_slice(REDACTED.as_bytes());
-        }
-    }
-    (masked, settled)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_covered_text_keeps_its_length() {
-        let redaction = Redaction::of([b"correct horse".as_slice(), b"short"]);
-        let covered = |text: &str| {
-            let (masked, settled) = mask(&redaction, text.as_bytes(), false);
-            assert_eq!(masked.len(), text.len());
-            (String::from_utf8(masked).unwrap(), settled)
-        };
-        assert_eq!(covered("a correct horse and short one"), ("a [REDACTED]*** and ***** one".to_owned(), 29));
-        assert_eq!(covered("it is corr"), ("it is corr".to_owned(), 6));
-    }
+    // A caller who waited until nothing more came gets what may be the beginning of a secret: nothing more belongs to it.
+    let window = Window { cursor, max, most: MAX_READ, release: idle.is_some() };
+    let (from, asked) = window.around(&reached.redaction);
+    let read = reached.machine.terminal_read(id, from, asked, idle).await?;
+    let ended = read.info.state == TerminalState::Stopped;
+    let part = Part { data: read.data, start: read.start, next: read.next, ended, info: read.info };
+    let part = window.cut(&reached.redaction, part);
+    Ok(TerminalOutput { data: part.data, start: part.start, next: part.next, info: part.info })
 }

@@ -26,6 +26,9 @@ const MAX_LABELS: usize = 256;
 /// Bytes kept of each output stream of a recorded command.
 const MAX_RECORDED: u64 = 16 << 20;
 
+/// What the name of a process begins with that a component keeps for itself.
+const NO_SERVICE: char = '@';
+
 /// How long a guest may take to tell its services, for a count.
 const COUNT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -174,8 +177,12 @@ async fn count_services(records: &Workspaces, id: &str) -> (u32, u32) {
     let ask = async { records.machine(id, RecordKind::Workspace).await?.service_list().await };
     match tokio::time::timeout(COUNT_LIMIT, ask).await {
         Ok(Ok(list)) => {
-            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-            (count(list.len()), count(list.iter().filter(|service| service.running).count()))
+            let (mut all, mut running) = (0, 0);
+            for service in list.iter().filter(|service| !service.name.starts_with(NO_SERVICE)) {
+                all += 1;
+                running += u32::from(service.running);
+            }
+            (all, running)
         }
         Ok(Err(failed)) => {
             tracing::debug!(workspace = id, "its services are not counted: {failed}");

@@ -33,7 +33,9 @@ impl Way {
 pub fn outcome(outcome: &ToolOutcome, form: &CliForm, way: Way, streamed: bool, printer: &Printer) {
     let nothing = Map::new();
     let result = outcome.structured.as_ref().unwrap_or(&nothing);
+    let answer = form.answers.iter().find(|answer| result.contains_key(&answer.when));
     match way {
+        Way::Human if let Some(answer) = answer => human(result, &answer.human, false, false, printer),
         Way::Json if outcome.structured.is_some() => printer.json(result),
         Way::IdOnly => printer.line(&form.id.as_deref().map(|id| shown(id, at(result, id))).unwrap_or_default()),
         Way::ContentOnly => {
