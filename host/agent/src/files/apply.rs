@@ -16,7 +16,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::confine::{Confined, Made, Place};
-use super::{MODE_BITS, NEW_FILE, refused, temporary_name};
+use super::staging::Stage;
+use super::{MODE_BITS, NEW_FILE, refused};
 use crate::peer::{Fail, Peer};
 
 /// The permission bits of a file that was not there.
@@ -45,7 +46,7 @@ struct Change {
     dir: OwnedFd,
     name: CString,
     /// The new content before the commit, the old one after it.
-    temporary: CString,
+    temporary: Stage,
     path: String,
     action: Action,
     committed: bool,
@@ -117,10 +118,10 @@ impl Set {
             (Some(_), Some(FileType::RegularFile)) => Action::Replace,
             (Some(_), Some(_)) => return Err(invalid("it is not a regular file")),
         };
-        let temporary = temporary_name()?;
+        let temporary = Stage::announce(dir.as_fd(), &path.path)?;
         let mut file = None;
         if let Some(length) = head.content_bytes {
-            let fd = openat(&dir, &temporary, NEW_FILE, Mode::from_raw_mode(0o600)).map_err(refuse)?;
+            let fd = openat(&dir, temporary.name(), NEW_FILE, Mode::from_raw_mode(0o600)).map_err(refuse)?;
             let mode = head.mode.or(old.map(|stat| stat.st_mode & MODE_BITS)).unwrap_or(NEW_MODE);
             if let Some(old) = old {
                 let _ = fchown(&fd, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)));
@@ -164,7 +165,7 @@ impl Set {
     /// Removes what the outcome leaves under temporary names.
     fn tidy(&mut self, done: bool) {
         for change in &self.changes {
-            let _ = unlinkat(&change.dir, &change.temporary, AtFlags::empty());
+            let _ = unlinkat(&change.dir, change.temporary.name(), AtFlags::empty());
         }
         if !done {
             std::mem::take(&mut self.made).remove();
@@ -181,18 +182,18 @@ impl Change {
     fn swap(&self) -> Result<(), Errno> {
         let dir = self.dir.as_fd();
         match self.action {
-            Action::Add => renameat_with(dir, &self.temporary, dir, &self.name, RenameFlags::NOREPLACE),
-            Action::Replace => renameat_with(dir, &self.temporary, dir, &self.name, RenameFlags::EXCHANGE),
-            Action::Delete => renameat_with(dir, &self.name, dir, &self.temporary, RenameFlags::NOREPLACE),
+            Action::Add => renameat_with(dir, self.temporary.name(), dir, &self.name, RenameFlags::NOREPLACE),
+            Action::Replace => renameat_with(dir, self.temporary.name(), dir, &self.name, RenameFlags::EXCHANGE),
+            Action::Delete => renameat_with(dir, &self.name, dir, self.temporary.name(), RenameFlags::NOREPLACE),
         }
     }
 
     fn swap_back(&self) {
         let dir = self.dir.as_fd();
         let _ = match self.action {
-            Action::Add => renameat_with(dir, &self.name, dir, &self.temporary, RenameFlags::NOREPLACE),
-            Action::Replace => renameat_with(dir, &self.name, dir, &self.temporary, RenameFlags::EXCHANGE),
-            Action::Delete => renameat_with(dir, &self.temporary, dir, &self.name, RenameFlags::NOREPLACE),
+            Action::Add => renameat_with(dir, &self.name, dir, self.temporary.name(), RenameFlags::NOREPLACE),
+            Action::Replace => renameat_with(dir, &self.name, dir, self.temporary.name(), RenameFlags::EXCHANGE),
+            Action::Delete => renameat_with(dir, self.temporary.name(), dir, &self.name, RenameFlags::NOREPLACE),
         };
     }
 }

@@ -22,8 +22,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::confine::{Confined, Made, subdirectory};
+use super::staging::Stage;
 use super::tar::{BLOCK, Head, HeadReader, Kind};
-use super::{DEPTH_MAX, DIRECTORY, NEW_FILE, refused, temporary_name, tree};
+use super::{DEPTH_MAX, DIRECTORY, NEW_FILE, refused, tree};
 use crate::peer::{Fail, Peer};
 
 /// Unpacks the archive that the host sends.
@@ -34,11 +35,12 @@ pub fn extract(request: &FilePath, peer: &mut Peer) -> Result<Done, Fail> {
     let path = Confined::new(&request.root, &request.path)?;
     let mut made = Made::default();
     let result = path.directory_made(&mut made).and_then(|destination| {
-        let stage = temporary_name()?;
-        mkdirat(&destination, &stage, Mode::from_raw_mode(0o700))
+        let staged = Stage::announce(destination.as_fd(), &path.path)?;
+        let stage = staged.name();
+        mkdirat(&destination, stage, Mode::from_raw_mode(0o700))
             .map_err(|errno| refused("unpack into", &path.path, errno))?;
-        let result = unpack(&destination, &stage, &path.path, peer);
-        tree::remove_tree(destination.as_fd(), &stage);
+        let result = unpack(&destination, stage, &path.path, peer);
+        tree::remove_tree(destination.as_fd(), stage);
         result
     });
     if result.is_err() {

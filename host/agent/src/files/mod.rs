@@ -6,6 +6,8 @@
 //! archive, extract ─┘
 //! ```
 //!
+//! What is not complete yet has a name of its own, which is announced: `staging`.
+//!
 //! Programs of the guest change the same files at the same time. Every step therefore goes from an open directory to a
 //! name in it that is not followed when it is a symlink, so that what was checked is what is used.
 
@@ -14,6 +16,7 @@ mod archive;
 mod confine;
 mod extract;
 mod look;
+pub mod staging;
 mod tar;
 mod tree;
 
@@ -56,15 +59,6 @@ fn refused(what: &str, path: &str, errno: Errno) -> Fail {
         other => (codes::IO, format!("errno {}", other.raw_os_error())),
     };
     Fail::new(code, format!("cannot {what} `{path}`: {reason}"))
-}
-
-/// Returns a name that nothing else has, for what is not complete yet.
-fn temporary_name() -> Result<std::ffi::CString, Fail> {
-    let mut random = [0u8; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK)
-        .map_err(|errno| Fail::new(codes::INTERNAL, format!("no random bytes: {errno}")))?;
-    let name = format!(".pyro-{:016x}", u64::from_ne_bytes(random));
-    std::ffi::CString::new(name).map_err(|_| Fail::new(codes::INTERNAL, "a name with a zero byte"))
 }
 
 fn lossy(name: &CStr) -> String {

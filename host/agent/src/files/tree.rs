@@ -35,7 +35,7 @@ pub fn for_each_name<E: From<Errno>>(
     Ok(())
 }
 
-/// Returns the first names in `dir`, in order, at most `limit`; the flag says that there are more.
+/// Returns the first names in `dir`, in order, without what is being made there, at most `limit`; the flag says that there are more.
 ///
 /// # Errors
 /// What the system answers.
@@ -43,6 +43,9 @@ pub fn sorted_names(dir: BorrowedFd<'_>, limit: usize) -> Result<(BTreeSet<CStri
     let mut names = BTreeSet::new();
     let mut more = false;
     for_each_name::<Errno>(dir, |name, _| {
+        if super::staging::is_active(name) {
+            return Ok(());
+        }
         if names.len() >= limit {
             more = true;
             if names.last().is_none_or(|last: &CString| last.as_c_str() <= name) {

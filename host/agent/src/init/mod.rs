@@ -80,6 +80,10 @@ fn boot_and_serve() -> Result<crate::server::ShutdownAsked, FatalError> {
     if let Err(error) = std::fs::create_dir_all(WORKSPACE) {
         log(&format!("cannot create {WORKSPACE}: {error}"));
     }
+    match crate::files::staging::start(crate::files::staging::RECORDS) {
+        0 => {}
+        left => log(&format!("removed {left} changes that were not complete")),
+    }
 
     let listener = sys::vsock_listen(AGENT_PORT).map_err(FatalError::step("listen on vsock"))?;
     boot.done("listening");
