@@ -183,9 +183,10 @@ impl Toolbox {
     ) -> Result<ToolOutcome, ToolError> {
         let shared = &*self.shared;
         let slot = shared.bound.iter().find(|slot| slot.bound.def.name == name).ok_or_else(|| self.unknown(name))?;
-        let arguments = slot.arguments(arguments)?;
+        let mut arguments = slot.arguments(arguments)?;
         let _turn = shared.calls.acquire().await.map_err(|_| ToolError::new("internal", "the toolbox was closed"))?;
         let scope = CallScope::new(options);
+        self.hide_secrets(slot, &mut arguments, &scope);
         let mut passed = 0;
         let mut answered = None;
         for interceptor in &slot.bound.interceptors {
@@ -226,6 +227,22 @@ impl Toolbox {
             }
         }
         Ok(outcome)
+    }
+
+    /// Takes the values of secrets out of a call's arguments: no component sees them. What stands in their place can only
+    /// be handed to `pyro:secrets`, which knows what it stands for. An argument holds such values where the schema says
+    /// `writeOnly` and the component that brought it may keep secrets.
+    fn hide_secrets(&self, slot: &ToolSlot, arguments: &mut Map<String, Value>, scope: &CallScope) {
+        let properties = slot.bound.def.input_schema.get("properties").and_then(Value::as_object);
+        for (name, value) in arguments {
+            let of = slot.bound.interceptors.iter().find(|interceptor| interceptor.arguments.contains(name));
+            let component = of.map_or(slot.bound.component, |interceptor| interceptor.component);
+            let keeps =
+                self.shared.profile.components.get(component).is_some_and(|known| known.grants.secrets.is_some());
+            if keeps && let Some(schema) = properties.and_then(|properties| properties.get(name)) {
+                hide(schema, value, &mut |text| scope.hide(text));
+            }
+        }
     }
 
     /// Does something in a component, compiled and with all that a call of it needs.
@@ -425,6 +442,31 @@ impl ToolSlot {
     }
 }
 
+/// Replaces the texts that `schema` calls `writeOnly`.
+fn hide(schema: &Value, value: &mut Value, replace: &mut impl FnMut(String) -> String) {
+    match value {
+        Value::String(text) if schema.get("writeOnly") == Some(&Value::Bool(true)) => {
+            *text = replace(std::mem::take(text));
+        }
+        Value::Object(object) => {
+            for (name, value) in object {
+                let known = schema.get("properties").and_then(|properties| properties.get(name));
+                if let Some(schema) = known.or_else(|| schema.get("additionalProperties")) {
+                    hide(schema, value, replace);
+                }
+            }
+        }
+        Value::Array(items) => {
+            for value in items {
+                if let Some(schema) = schema.get("items") {
+                    hide(schema, value, replace);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// A component that broke its word.
 fn fault(component: &str, message: String) -> ToolError {
     ToolError::new("plugin_invalid", format!("plugin `{component}`: {message}"))
@@ -434,4 +476,38 @@ fn fault(component: &str, message: String) -> ToolError {
 
 fn compile(schema: &Map<String, Value>) -> Result<Checker, String> {
     Checker::compile(Value::Object(schema.clone())).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_write_only_is_replaced_wherever_it_stands() {
+        let secret = json!({ "type": ["string", "null"], "writeOnly": true });
+        let item = json!({ "properties": { "name": { "type": "string" }, "value": secret } });
+        let schema = json!({ "properties": {
+            "plain": { "type": "string" },
+            "secret": secret,
+            "list": { "items": item },
+            "map": { "additionalProperties": secret },
+        } });
+        let mut value = json!({
+            "plain": "a", "secret": "b", "list": [{ "name": "n", "value": "c" }, { "name": "m", "value": null }],
+            "map": { "k": "d" },
+        });
+        let mut seen = Vec::new();
+        hide(&schema, &mut value, &mut |text| {
+            seen.push(text);
+            format!("#{}", seen.len())
+        });
+        assert_eq!(seen, ["b", "c", "d"]);
+        let expected = json!({
+            "plain": "a", "secret": "#1", "list": [{ "name": "n", "value": "#2" }, { "name": "m", "value": null }],
+            "map": { "k": "#3" },
+        });
+        assert_eq!(value, expected);
+    }
 }

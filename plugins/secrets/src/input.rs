@@ -17,6 +17,7 @@ pub struct SecretInput {
     /// Letters, digits, `_`
     pub name: String,
     /// The value, or
+    #[schemars(extend("writeOnly" = true))]
     pub value: Option<String>,
     /// a host file that holds it
     pub file_path: Option<String>,

@@ -18,6 +18,8 @@ pub(crate) struct Attachments(Mutex<Entries>);
 struct Entries {
     secrets: Vec<AttachedSecret>,
     variables: Vec<BoundVariable>,
+    /// Values that stood in the call's arguments, by what stands there instead.
+    hidden: Vec<(String, Zeroizing<Vec<u8>>)>,
 }
 
 /// A secret for the workspace that the call makes.
@@ -52,6 +54,20 @@ impl Attachments {
         room(entries.secrets.len(), "secrets")?;
         entries.secrets.push(secret);
         Ok(())
+    }
+
+    /// Keeps a value; returns what stands for it, which nobody can guess.
+    pub(crate) fn hide(&self, value: String) -> String {
+        let handle = format!("secret-value:{}", uuid::Uuid::new_v4().simple());
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.hidden.push((handle.clone(), Zeroizing::new(value.into_bytes())));
+        handle
+    }
+
+    /// Returns the value that `text` stands for; none when it stands for nothing but itself.
+    pub(crate) fn hidden(&self, text: &str) -> Option<Zeroizing<Vec<u8>>> {
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.hidden.iter().find(|(handle, _)| handle == text).map(|(_, value)| value.clone())
     }
 
     /// Adds a variable for the processes that the call starts.

@@ -65,6 +65,11 @@ impl CallScope {
         }
     }
 
+    /// Keeps the value of a secret for as long as the call; returns what stands for it.
+    pub(crate) fn hide(&self, value: String) -> String {
+        self.attachments.hide(value)
+    }
+
     /// The state of one instance.
     fn state(&self, request: &CallRequest<'_>) -> CallState {
         let clock = Arc::new(CallClock::start(Duration::from_secs(request.limits.call_seconds.into())));

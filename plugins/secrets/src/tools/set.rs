@@ -15,6 +15,7 @@ pub struct Arguments {
     /// Letters, digits, `_`
     pub name: String,
     /// The value, or
+    #[schemars(extend("writeOnly" = true))]
     pub value: Option<String>,
     /// a host file that holds it
     pub file_path: Option<String>,
