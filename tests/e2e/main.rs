@@ -3,6 +3,7 @@
 
 mod architecture;
 mod bad_input;
+mod disk_full;
 mod environments;
 mod kvm;
 mod mcp;

@@ -272,3 +272,68 @@ fn commands_go_on_in_the_background() {
     ok(&home, &["workspace", "delete", id]);
     home.expect_clean_within(CLEAN);
 }
+
+#[test]
+fn secrets_go_with_a_restart_and_stay_hidden_when_replaced() {
+    let home = Home::new();
+    let secret = format!("TOKEN={SECRET}");
+    let id = ok(&home, &["workspace", "create", "debian:12", "--secret", &secret, "--id-only"]);
+    let id = id.trim();
+    let line = "echo at $WORD; echo ${#WORD}; sleep 1000";
+    ok(
+        &home,
+        &[
+            "workspace",
+            "service",
+            "start",
+            id,
+            "s",
+            "--secret-env",
+            "TOKEN=WORD",
+            "--ready-command",
+            "test $WORD",
+            "--",
+            line,
+        ],
+    );
+    let shell = ok(&home, &["workspace", "shell", "open", id, "--secret-env", "TOKEN", "--id-only"]);
+
+    // Restarted, it has the secret as it is now.
+    ok(&home, &["workspace", "secret", "set", id, "TOKEN", "--value", "another-value"]);
+    let restarted = json_of(&home, &["workspace", "service", "restart", id, "s"]);
+    assert_eq!(restarted["state"], "running", "{restarted}");
+    let logs = json_of(&home, &["workspace", "service", "logs", id, "s"]);
+    assert_eq!(logs["stdout"], "at [REDACTED]\n13\n", "{logs}");
+
+    // The shell still has the old one, which nobody gets to see, nor in the history once nobody knows it any more.
+    let shell = shell.trim();
+    ok(&home, &["workspace", "shell", "write", id, shell, "--input", "echo ${#TOKEN} is $TOKEN"]);
+    let read = json_of(&home, &["workspace", "shell", "read", id, shell, "--plain", "--wait-for-idle-ms", "700"]);
+    let output = read["output"].as_str().expect("a text");
+    assert!(output.contains("14 is [REDACTED]") && !output.contains(SECRET), "{output}");
+    let run = home.run(&["workspace", "exec", id, "--", &format!("echo {SECRET} another-value")]);
+    assert_eq!(run.text(), "[REDACTED] [REDACTED]\n");
+
+    // One that is gone is named, and the service goes on.
+    ok(&home, &["workspace", "secret", "remove", id, "TOKEN"]);
+    let refused = home.run(&["workspace", "service", "restart", id, "s"]);
+    refused.expect_code(1);
+    assert!(refused.stderr.contains("secret 'TOKEN'") && refused.stderr.contains("hint: "), "{}", refused.stderr);
+    assert_eq!(json_of(&home, &["workspace", "service", "status", id, "s"])["state"], "running");
+    let run = home.run(&["workspace", "exec", id, "--", "echo another-value"]);
+    assert_eq!(run.text(), "[REDACTED]\n");
+    let files = || -> Vec<String> {
+        let record = home.path().join("state/records").join(id);
+        let names = fs::read_dir(record).expect("it is there").flatten();
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(files().iter().filter(|name| name.starts_with("retired.")).count(), 2);
+
+    // With the machine they are forgotten.
+    ok(&home, &["workspace", "stop", id]);
+    assert!(!files().iter().any(|name| name.starts_with("retired.")), "{:?}", files());
+    let logs = ok(&home, &["workspace", "logs", id, "--json"]);
+    assert!(!logs.contains(SECRET) && !logs.contains("another-value"), "{logs}");
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}

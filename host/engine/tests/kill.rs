@@ -168,6 +168,8 @@ async fn look(home: &Home, kind: RecordKind, when: &str) -> Vec<(String, RecordS
     let mut there: Vec<String> = home
         .record_files()
         .into_iter()
+        // Values that a running machine knew before are kept until it ends.
+        .filter(|name| !name.contains("/retired."))
         .map(|name| match name.split_once('/') {
             Some((id, file)) if file.starts_with("disk.") => format!("{id}/disk"),
             Some((id, file)) if file.starts_with("secret.") => format!("{id}/secret"),

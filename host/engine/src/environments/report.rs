@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     bootstrap,
-    build::{Builder, KernelDetails, RootfsDetails},
+    build::{Builder, KernelDetails, ROOTFS, RootfsDetails},
     catalogue::Definition,
     error::EnvironmentError,
     store::{Build, Manifest, disk_bytes},
@@ -29,6 +29,8 @@ pub struct EnvironmentSummary {
     pub outdated: bool,
     /// Bytes that its root file system takes on the disk, when installed.
     pub disk_bytes: Option<u64>,
+    /// Hexadecimal digest of its root file system, zeros left out, when installed.
+    pub digest: Option<String>,
     /// When it was built, in UTC, when installed.
     pub created: Option<String>,
 }
@@ -144,6 +146,7 @@ fn summary_of(definition: &Definition, build: Option<&Build<RootfsDetails>>) -> 
         installed: up_to_date,
         outdated: build.is_some() && !up_to_date,
         disk_bytes: build.map(|build| disk_bytes(&build.dir)),
+        digest: build.and_then(|build| build.manifest.files.get(ROOTFS)).map(|file| file.sha256.clone()),
         created: build.map(|build| utc(build.manifest.created)),
     }
 }

@@ -291,11 +291,14 @@ fn arguments(config: &MachineConfig, tsc_khz: Option<u64>) -> Vec<OsString> {
 
 /// Returns the root disk's options.
 fn drive(config: &MachineConfig) -> OsString {
+    /// A guest is told when the host's disk is full; otherwise QEMU would halt it for good.
+    const FULL: &str = "werror=report";
+
     let Some(disk) = &config.disk else {
         // The disk dies with the machine, so nothing is ever written through to it.
-        return format!("if=none,id=root,file={DISK},format=qcow2,cache=unsafe,discard=unmap").into();
+        return format!("if=none,id=root,file={DISK},format=qcow2,cache=unsafe,discard=unmap,{FULL}").into();
     };
-    let mut options = b"if=none,id=root,format=raw,cache=writeback,discard=unmap,file=".to_vec();
+    let mut options = format!("if=none,id=root,format=raw,cache=writeback,discard=unmap,{FULL},file=").into_bytes();
     for &byte in disk.as_os_str().as_bytes() {
         // A comma ends a value unless there are two.
         options.extend(std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));

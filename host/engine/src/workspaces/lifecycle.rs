@@ -19,7 +19,7 @@ use super::{
     lock::RecordLock,
     none,
     secrets::check_all,
-    store::{Intent, Record, Seed},
+    store::{Intent, Record, RecordView, Seed},
     unix_now,
 };
 use crate::{
@@ -77,26 +77,28 @@ impl Workspaces {
         };
         let machine_id = run_dir::new_id();
         let mut record = Record {
-            id: id.clone(),
-            kind: new.kind,
-            state: RecordState::Creating,
+            view: RecordView {
+                id: id.clone(),
+                kind: new.kind,
+                state: RecordState::Creating,
+                name: new.name,
+                labels,
+                environment: new.spec.environment,
+                environment_version: installed.version.clone(),
+                vcpu_count: new.spec.vcpu_count,
+                mem_mib: new.spec.mem_mib,
+                ttl_seconds: new.spec.ttl.as_secs(),
+                created_at: now,
+                last_activity_at: now,
+                expires_at: now + new.spec.ttl.as_secs_f64(),
+                execution_mode: ExecutionMode::Pending.as_str().to_owned(),
+                seed,
+                reset_count: 0,
+                last_reset_at: None,
+            },
             intent: (new.kind == RecordKind::Workspace).then(|| Intent::Start { machine_id: machine_id.clone() }),
-            name: new.name,
-            labels,
-            environment: new.spec.environment,
-            environment_version: installed.version.clone(),
-            vcpu_count: new.spec.vcpu_count,
-            mem_mib: new.spec.mem_mib,
-            ttl_seconds: new.spec.ttl.as_secs(),
-            created_at: now,
-            last_activity_at: now,
-            expires_at: now + new.spec.ttl.as_secs_f64(),
-            execution_mode: ExecutionMode::Pending.as_str().to_owned(),
             machine_id: None,
             disk: None,
-            seed,
-            reset_count: 0,
-            last_reset_at: None,
         };
         self.db(|store| store.insert(&record))?;
         point("create-announced");
@@ -225,6 +227,8 @@ impl Workspaces {
             record.state = RecordState::Stopped;
             record.last_activity_at = unix_now();
             this.db(|store| store.update(&record))?;
+            // Secrets that were replaced go with the machine that knew them. After a crash here the next change does it.
+            this.sweep_files(&record)?;
             point("stop-done");
             this.describe(record)
         })
@@ -243,7 +247,7 @@ impl Workspaces {
         progress: &dyn Progress,
     ) -> Result<(RecordInfo, SnapshotRow), EngineError> {
         let kind = RecordKind::Workspace;
-        let environment = self.current(id, kind).await?.environment;
+        let environment = self.current(id, kind).await?.view.environment;
         // Said before anything is made.
         self.snapshot(id, snapshot)?;
         let installed = self.inner.engine.prepare(&environment, progress).await?;

@@ -6,6 +6,8 @@
 //!   state/records/<id>/disk.<n>        the root disk, raw
 //!   state/records/<id>/tree.<uuid>.tar saved trees; the row `baseline` names the first
 //!   state/records/<id>/secret.<uuid>   0600
+//!   state/records/<id>/retired.<machine>.<uuid>
+//!                                      0600: a secret that was replaced while that machine knew it
 //!   run/<machine>/                     the VM process, when the record is started
 //! ```
 //!
@@ -27,13 +29,14 @@ mod store;
 
 use std::{
     fs::File,
+    io,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 pub use secrets::{NewSecret, SECRETS_PATH, SecretKind};
-pub use store::{CommandRow, NewCommand, RecordKind, RecordState, SecretRow, Seed, SnapshotRow};
+pub use store::{CommandRow, NewCommand, RecordKind, RecordState, RecordView, SecretRow, Seed, SnapshotRow};
 
 use store::{Record, Store, StoreError};
 
@@ -93,45 +96,6 @@ pub struct RecordInfo {
     pub last_command: Option<CommandRow>,
     /// Its secrets, without their values.
     pub secrets: Vec<SecretRow>,
-}
-
-/// The part of a record that an observer sees.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RecordView {
-    /// Twelve hexadecimal digits.
-    pub id: String,
-    /// What it is.
-    pub kind: RecordKind,
-    /// `Created`, `Started` or `Stopped`.
-    pub state: RecordState,
-    /// A person's name for it.
-    pub name: Option<String>,
-    /// Sorted by key.
-    pub labels: Vec<(String, String)>,
-    /// Name of the environment.
-    pub environment: String,
-    /// Its version at creation.
-    pub environment_version: String,
-    /// vCPUs.
-    pub vcpu_count: u32,
-    /// Guest memory, MiB.
-    pub mem_mib: u32,
-    /// Lifetime that was asked for last, seconds.
-    pub ttl_seconds: u64,
-    /// Unix seconds.
-    pub created_at: f64,
-    /// Unix seconds.
-    pub last_activity_at: f64,
-    /// Unix seconds.
-    pub expires_at: f64,
-    /// How commands run.
-    pub execution_mode: String,
-    /// What its tree began as.
-    pub seed: Seed,
-    /// Resets so far.
-    pub reset_count: u64,
-    /// Unix seconds.
-    pub last_reset_at: Option<f64>,
 }
 
 /// The records of one state directory; cheap to clone.
@@ -324,7 +288,7 @@ impl Workspaces {
     fn describe(&self, record: Record) -> Result<RecordInfo, EngineError> {
         let (command_count, last_command) = self.db(|store| store.command_summary(&record.id))?;
         let secrets = self.db(|store| store.secrets(&record.id))?;
-        Ok(RecordInfo { record: record.into(), command_count, last_command, secrets })
+        Ok(RecordInfo { record: record.view, command_count, last_command, secrets })
     }
 
     /// Returns the row as it is now, or why there is none.
@@ -344,38 +308,13 @@ impl Workspaces {
     }
 }
 
-impl From<Record> for RecordView {
-    fn from(record: Record) -> Self {
-        Self {
-            id: record.id,
-            kind: record.kind,
-            state: record.state,
-            name: record.name,
-            labels: record.labels,
-            environment: record.environment,
-            environment_version: record.environment_version,
-            vcpu_count: record.vcpu_count,
-            mem_mib: record.mem_mib,
-            ttl_seconds: record.ttl_seconds,
-            created_at: record.created_at,
-            last_activity_at: record.last_activity_at,
-            expires_at: record.expires_at,
-            execution_mode: record.execution_mode,
-            seed: record.seed,
-            reset_count: record.reset_count,
-            last_reset_at: record.last_reset_at,
-        }
-    }
-}
-
 impl From<StoreError> for EngineError {
     fn from(error: StoreError) -> Self {
-        let full =
-            matches!(&error, StoreError::Sqlite(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull));
+        let full = matches!(&error, StoreError::Sqlite(e) if is_full(e));
         let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         let text = format!("{error}{source}");
         match error {
-            StoreError::Sqlite(_) if full => Self::new(ErrorCode::DiskFull, text),
+            StoreError::Sqlite(_) if full => EngineError::io(text, &io::ErrorKind::StorageFull.into()),
             StoreError::Exists { .. } => Self::new(ErrorCode::AlreadyExists, text),
             StoreError::Newer { .. } => {
                 Self::new(ErrorCode::Internal, text).with_hint("use the newer pyro, or another PYRO_HOME")
@@ -383,6 +322,14 @@ impl From<StoreError> for EngineError {
             StoreError::Sqlite(_) | StoreError::Unreadable { .. } => Self::new(ErrorCode::Internal, text),
         }
     }
+}
+
+/// Whether the database had no room. Its index of the log is a file of its own that grows by another way, whose refusals
+/// SQLite calls an I/O error.
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| {
+        error.code == rusqlite::ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    })
 }
 
 fn noun(kind: RecordKind) -> &'static str {

@@ -7,6 +7,7 @@ use super::{
     failpoint::point,
     lock::RecordLock,
     none,
+    secrets::is_retired,
     store::{Intent, Record, Store},
     unix_now,
 };
@@ -121,7 +122,8 @@ impl Workspaces {
             let name = entry.file_name();
             let known = record.disk.as_deref().is_some_and(|disk| name == OsStr::new(disk))
                 || snapshots.iter().any(|snapshot| name == OsStr::new(&snapshot.file))
-                || secrets.iter().any(|secret| name == OsStr::new(&secret.file));
+                || secrets.iter().any(|secret| name == OsStr::new(&secret.file))
+                || record.machine_id.as_deref().is_some_and(|machine| is_retired(&name, machine));
             if !known && let Err(e) = fs::remove_file(entry.path()) {
                 tracing::warn!(file = %entry.path().display(), error = %e, "leftover file cannot be removed");
             }

@@ -2,9 +2,11 @@
 //!
 //! On the host a value is a file of mode 0600 in the record's directory; the row names it, and is replaced as a whole.
 //! In the guest it is a file in memory (`/run` is no part of any disk), put there when a machine is booted and when the
-//! secret is set. The bytes in this process are wiped when they are dropped.
+//! secret is set. A value that is replaced or removed stays on the host, to be kept out of every stream, for as long as the
+//! machine lives that knew it. The bytes in this process are wiped when they are dropped.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::File,
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
@@ -37,6 +39,11 @@ const MAX_VALUE: usize = 64 * 1024;
 const MAX_NAME: usize = 64;
 /// Secrets of one workspace.
 const MAX_SECRETS: usize = 64;
+
+/// Replaced values that one machine may still know.
+const MAX_RETIRED: usize = 256;
+/// What the file of such a value begins with; the machine follows.
+const RETIRED: &str = "retired.";
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,10 +150,11 @@ impl Workspaces {
         self.change(move |_cancel| async move {
             let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
             let known = this.db(|store| store.secrets(&id))?;
-            if !known.iter().any(|row| row.name == secret.name) {
+            let old = known.iter().find(|row| row.name == secret.name);
+            if old.is_none() {
                 check_count(known.len() + 1)?;
             }
-            let kept = this.keep_secret(&mut record, &secret).await;
+            let kept = this.keep_secret(&mut record, &secret, old).await;
             let row = this.or_undo(&id, kept).await?;
             if let Some(machine) = this.machine_if_started(&record).await? {
                 put(&machine, vec![(secret.name, Some(secret.value))]).await?;
@@ -156,10 +164,18 @@ impl Workspaces {
         .await
     }
 
-    async fn keep_secret(&self, record: &mut Record, secret: &NewSecret) -> Result<SecretRow, EngineError> {
+    async fn keep_secret(
+        &self,
+        record: &mut Record,
+        secret: &NewSecret,
+        old: Option<&SecretRow>,
+    ) -> Result<SecretRow, EngineError> {
         record.intent = Some(Intent::Files);
         self.db(|store| store.update(record))?;
         point("secret-announced");
+        if let Some(old) = old {
+            self.retire(record, old)?;
+        }
         let row = self.add_secret(&record.id, secret)?;
         point("secret-kept");
         self.sweep_files(record)?;
@@ -167,6 +183,23 @@ impl Workspaces {
         record.last_activity_at = unix_now();
         self.db(|store| store.update(record))?;
         Ok(row)
+    }
+
+    /// Keeps a value that is about to be replaced or removed for as long as the machine that knows it lives: its processes
+    /// may print it later.
+    fn retire(&self, record: &Record, old: &SecretRow) -> Result<(), EngineError> {
+        let Some(machine) = record.machine_id.as_deref().filter(|_| record.state == RecordState::Started) else {
+            return Ok(());
+        };
+        let dir = self.record_dir(&record.id);
+        let failed = |e: &io::Error| EngineError::io("keep a replaced secret", e);
+        if retired(&dir, machine).map_err(|e| failed(&e))?.len() >= MAX_RETIRED {
+            let message = format!("secrets were replaced {MAX_RETIRED} times since the workspace was started");
+            return Err(EngineError::new(ErrorCode::LimitExceeded, message)
+                .with_hint("stop and start the workspace: no process knows an old value then"));
+        }
+        let name = format!("{RETIRED}{machine}.{}", uuid::Uuid::new_v4().simple());
+        std::fs::hard_link(dir.join(&old.file), dir.join(name)).map_err(|e| failed(&e))
     }
 
     /// Writes the value, then the row that names it.
@@ -187,13 +220,14 @@ impl Workspaces {
         let (this, id, name) = (self.clone(), id.to_owned(), name.to_owned());
         self.change(move |_cancel| async move {
             let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
-            if !this.db(|store| store.secrets(&id))?.iter().any(|row| row.name == name) {
+            let known = this.db(|store| store.secrets(&id))?;
+            let Some(old) = known.iter().find(|row| row.name == name) else {
                 return Err(EngineError::new(
                     ErrorCode::NotFound,
                     format!("secret '{}' does not exist in workspace '{id}'", name.escape_debug()),
                 )
                 .with_hint("secret_list shows the secrets"));
-            }
+            };
             // First where it can be read.
             if let Some(machine) = this.machine_if_started(&record).await? {
                 put(&machine, vec![(name.clone(), None)]).await?;
@@ -201,6 +235,8 @@ impl Workspaces {
             record.intent = Some(Intent::Files);
             this.db(|store| store.update(&record))?;
             point("unsecret-announced");
+            let retired = this.retire(&record, old);
+            this.or_undo(&id, retired).await?;
             this.db(|store| store.remove_secret(&id, &name))?;
             point("unsecret-removed");
             this.sweep_files(&record)?;
@@ -211,7 +247,32 @@ impl Workspaces {
         .await
     }
 
-    /// Returns names and values of a workspace's secrets, to give to a process or to keep out of what it prints.
+    /// Returns every value that must not be seen of a workspace: those of its secrets, and those that were replaced or
+    /// removed while its machine knew them.
+    ///
+    /// # Errors
+    /// `not_found`, `expired`, `io`.
+    pub async fn hidden_values(&self, id: &str) -> Result<Vec<Zeroizing<Vec<u8>>>, EngineError> {
+        let record = self.current(id, RecordKind::Workspace).await?;
+        // The current ones first: one that is replaced in between is then among both rather than among none.
+        let mut values: Vec<_> = self.values(id).await?.into_iter().map(|(_, value)| value).collect();
+        let Some(machine) = record.machine_id.clone() else { return Ok(values) };
+        let dir = self.record_dir(id);
+        let read = move || {
+            let files = retired(&dir, &machine)?;
+            let values = files.iter().map(|file| match load(&dir.join(file)) {
+                // The machine has just ended, and nothing comes from it any more.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                value => value.map(Some),
+            });
+            values.filter_map(Result::transpose).collect::<io::Result<Vec<_>>>()
+        };
+        let read = move || read().map_err(|e| EngineError::io("read a replaced secret", &e));
+        values.extend(blocking("read secrets", read).await?);
+        Ok(values)
+    }
+
+    /// Returns names and values of a workspace's secrets, to give to a process.
     ///
     /// # Errors
     /// `not_found`, `expired`, `io`.
@@ -307,6 +368,18 @@ async fn make_dir(machine: &Machine) -> Result<(), EngineError> {
             };
         }
     }
+}
+
+/// Returns whether a file holds a value that `machine` may still know.
+pub(super) fn is_retired(name: &OsStr, machine: &str) -> bool {
+    let rest = name.to_str().and_then(|name| name.strip_prefix(RETIRED)?.strip_prefix(machine));
+    rest.is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Returns the files of such values.
+fn retired(dir: &Path, machine: &str) -> io::Result<Vec<OsString>> {
+    let names = std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.file_name()));
+    names.filter(|name| name.as_ref().map_or(true, |name| is_retired(name, machine))).collect()
 }
 
 fn save(path: &Path, value: &[u8]) -> io::Result<()> {

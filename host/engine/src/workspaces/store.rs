@@ -6,6 +6,7 @@
 //! Large files (disks, trees, secret values) stay beside the database; a row
 //! names them, and a file that no row names is rubbish.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -173,17 +174,15 @@ pub struct Seed {
     pub bytes: u64,
 }
 
-/// A workspace or a lifecycle machine.
+/// A workspace or a lifecycle machine, as an observer sees it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Record {
+pub struct RecordView {
     /// Twelve hexadecimal digits.
     pub id: String,
     /// What it is.
     pub kind: RecordKind,
     /// Where it is in its life.
     pub state: RecordState,
-    /// A change in progress, or one that a crash cut off.
-    pub intent: Option<Intent>,
     /// A person's name for it.
     pub name: Option<String>,
     /// Sorted by key.
@@ -206,16 +205,39 @@ pub struct Record {
     pub expires_at: f64,
     /// How commands run.
     pub execution_mode: String,
-    /// The machine that runs it, when it is started.
-    pub machine_id: Option<String>,
-    /// File name of its disk in its directory.
-    pub disk: Option<String>,
     /// What its tree began as.
     pub seed: Seed,
     /// Resets so far.
     pub reset_count: u64,
     /// Unix seconds.
     pub last_reset_at: Option<f64>,
+}
+
+/// A whole row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// What an observer sees of it.
+    pub view: RecordView,
+    /// A change in progress, or one that a crash cut off.
+    pub intent: Option<Intent>,
+    /// The machine that runs it, when it is started.
+    pub machine_id: Option<String>,
+    /// File name of its disk in its directory.
+    pub disk: Option<String>,
+}
+
+impl Deref for Record {
+    type Target = RecordView;
+
+    fn deref(&self) -> &RecordView {
+        &self.view
+    }
+}
+
+impl DerefMut for Record {
+    fn deref_mut(&mut self) -> &mut RecordView {
+        &mut self.view
+    }
 }
 
 /// One command of a workspace's history, without its output.
@@ -657,26 +679,28 @@ fn update(connection: &Connection, record: &Record) -> Result<usize, StoreError>
 fn record(row: &Row<'_>) -> Result<Record, StoreError> {
     let intent: Option<String> = row.get("intent")?;
     Ok(Record {
-        id: row.get("id")?,
-        kind: read("kind", &row.get::<_, String>("kind")?)?,
-        state: read("state", &row.get::<_, String>("state")?)?,
+        view: RecordView {
+            id: row.get("id")?,
+            kind: read("kind", &row.get::<_, String>("kind")?)?,
+            state: read("state", &row.get::<_, String>("state")?)?,
+            name: row.get("name")?,
+            labels: read("labels", &row.get::<_, String>("labels")?)?,
+            environment: row.get("environment")?,
+            environment_version: row.get("environment_version")?,
+            vcpu_count: row.get("vcpu_count")?,
+            mem_mib: row.get("mem_mib")?,
+            ttl_seconds: row.get::<_, i64>("ttl_seconds")?.cast_unsigned(),
+            created_at: row.get("created_at")?,
+            last_activity_at: row.get("last_activity_at")?,
+            expires_at: row.get("expires_at")?,
+            execution_mode: row.get("execution_mode")?,
+            seed: read("seed", &row.get::<_, String>("seed")?)?,
+            reset_count: row.get::<_, i64>("reset_count")?.cast_unsigned(),
+            last_reset_at: row.get("last_reset_at")?,
+        },
         intent: intent.map(|text| read("intent", &text)).transpose()?,
-        name: row.get("name")?,
-        labels: read("labels", &row.get::<_, String>("labels")?)?,
-        environment: row.get("environment")?,
-        environment_version: row.get("environment_version")?,
-        vcpu_count: row.get("vcpu_count")?,
-        mem_mib: row.get("mem_mib")?,
-        ttl_seconds: row.get::<_, i64>("ttl_seconds")?.cast_unsigned(),
-        created_at: row.get("created_at")?,
-        last_activity_at: row.get("last_activity_at")?,
-        expires_at: row.get("expires_at")?,
-        execution_mode: row.get("execution_mode")?,
         machine_id: row.get("machine_id")?,
         disk: row.get("disk")?,
-        seed: read("seed", &row.get::<_, String>("seed")?)?,
-        reset_count: row.get::<_, i64>("reset_count")?.cast_unsigned(),
-        last_reset_at: row.get("last_reset_at")?,
     })
 }
 
@@ -708,26 +732,28 @@ mod tests {
 
     fn sample(id: &str) -> Record {
         Record {
-            id: id.to_owned(),
-            kind: RecordKind::Workspace,
-            state: RecordState::Creating,
+            view: RecordView {
+                id: id.to_owned(),
+                kind: RecordKind::Workspace,
+                state: RecordState::Creating,
+                name: Some("n".to_owned()),
+                labels: vec![("a".to_owned(), "b".to_owned())],
+                environment: "debian:12".to_owned(),
+                environment_version: "1.0.0".to_owned(),
+                vcpu_count: 1,
+                mem_mib: 1024,
+                ttl_seconds: 600,
+                created_at: 1.5,
+                last_activity_at: 1.5,
+                expires_at: 601.5,
+                execution_mode: "pending".to_owned(),
+                seed: Seed { mode: "empty".to_owned(), ..Seed::default() },
+                reset_count: 0,
+                last_reset_at: None,
+            },
             intent: None,
-            name: Some("n".to_owned()),
-            labels: vec![("a".to_owned(), "b".to_owned())],
-            environment: "debian:12".to_owned(),
-            environment_version: "1.0.0".to_owned(),
-            vcpu_count: 1,
-            mem_mib: 1024,
-            ttl_seconds: 600,
-            created_at: 1.5,
-            last_activity_at: 1.5,
-            expires_at: 601.5,
-            execution_mode: "pending".to_owned(),
             machine_id: None,
             disk: None,
-            seed: Seed { mode: "empty".to_owned(), ..Seed::default() },
-            reset_count: 0,
-            last_reset_at: None,
         }
     }
 

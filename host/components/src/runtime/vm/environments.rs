@@ -40,7 +40,7 @@ fn catalogue(environments: &Environments) -> Result<Vec<environments::Environmen
             distribution_version: summary.suite,
             platform: "linux-x86_64".to_owned(),
             installed: summary.installed,
-            digest: None,
+            digest: summary.digest,
             meta: [("created", summary.created), ("disk_bytes", summary.disk_bytes.map(|bytes| bytes.to_string()))]
                 .into_iter()
                 .filter_map(|(key, value)| Some((key.to_owned(), value?)))

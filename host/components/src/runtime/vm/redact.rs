@@ -62,8 +62,8 @@ impl CallState {
         if let Some(known) = self.redactors.0.get(id) {
             return Ok(Arc::clone(known));
         }
-        let values = self.secret_values(id).await?;
-        let redaction = Arc::new(Redaction::of(values.iter().map(|(_, value)| value.as_slice())));
+        let values = self.hidden_values(id).await?;
+        let redaction = Arc::new(Redaction::of(values.iter().map(|value| value.as_slice())));
         self.redactors.0.insert(id.to_owned(), Arc::clone(&redaction));
         Ok(redaction)
     }

@@ -8,7 +8,7 @@ use super::super::attachments::{AttachedSecret, BoundVariable};
 use super::super::bindings::pyro::secrets::{bindings, store};
 use super::super::bindings::pyro::vm::types;
 use super::super::state::CallState;
-use super::{denied, error, missing, refusal};
+use super::{Reached, denied, error, missing, refusal};
 
 /// Longest value.
 const MAX_VALUE: usize = 64 << 10;
@@ -28,7 +28,10 @@ impl CallState {
     /// A value from where the component says it is.
     async fn secret_source(&mut self, source: store::Source) -> Result<(SecretKind, Zeroizing<Vec<u8>>), types::Error> {
         match source {
-            store::Source::Value(text) => Ok((SecretKind::Literal, Zeroizing::new(text.into_bytes()))),
+            store::Source::Value(text) => {
+                let value = self.attachments.hidden(&text);
+                Ok((SecretKind::Literal, value.unwrap_or_else(|| Zeroizing::new(text.into_bytes()))))
+            }
             store::Source::File(path) => Ok((SecretKind::File, self.secret_file(&path, MAX_VALUE).await?)),
         }
     }
@@ -42,8 +45,14 @@ impl CallState {
             .collect()
     }
 
-    /// The values of a workspace's secrets. For redaction, and for the processes that they are bound to.
-    pub(super) async fn secret_values(&mut self, workspace: &str) -> Result<Values, types::Error> {
+    /// What must not be seen of a workspace.
+    pub(super) async fn hidden_values(&mut self, workspace: &str) -> Result<Vec<Zeroizing<Vec<u8>>>, types::Error> {
+        let records = self.records().await?;
+        records.hidden_values(workspace).await.map_err(|failed| error(&failed))
+    }
+
+    /// The values of a workspace's secrets, for the processes that they are bound to.
+    async fn secret_values(&mut self, workspace: &str) -> Result<Values, types::Error> {
         let records = self.records().await?;
         records.secret_values(workspace).await.map_err(|failed| error(&failed))
     }
@@ -71,6 +80,40 @@ impl CallState {
             variables.push((variable, text));
         }
         Ok(variables)
+    }
+
+    /// Binds the secrets that a service had, but for variables that this call binds anew.
+    pub(super) async fn bind_again(
+        &mut self,
+        reached: &Reached,
+        service: &str,
+        names: Vec<(String, String)>,
+    ) -> Result<(), types::Error> {
+        let Some(workspace) = reached.workspace.clone().filter(|_| !names.is_empty()) else { return Ok(()) };
+        let records = self.records().await?;
+        let rows = records.secrets(&workspace).await.map_err(|failed| error(&failed))?;
+        let known = self.attachments.variables(&workspace);
+        for (secret, variable) in names {
+            if known.iter().any(|bound| bound.variable == variable) {
+                continue;
+            }
+            // The guest kept the names, so they are checked as a caller's are.
+            named("environment variable name", &variable)?;
+            if !rows.iter().any(|row| row.name == secret) {
+                let message = format!(
+                    "service '{service}' was started with secret '{}', which workspace '{workspace}' no longer has",
+                    secret.escape_debug()
+                );
+                return Err(refusal(
+                    ErrorCode::NotFound,
+                    message,
+                    "set it again with secret_set, or start the service anew with service_start",
+                ));
+            }
+            let bound = BoundVariable { workspace: workspace.clone(), secret, variable };
+            self.attachments.bind(bound).map_err(|failed| error(&failed))?;
+        }
+        Ok(())
     }
 
     fn bindings_closed(&self) -> Option<types::Error> {

@@ -16,6 +16,12 @@ use super::{GUEST_LIMIT, MachineEntry, Reached, missing, refusal, sendable};
 /// Most bytes kept of each stream of a service.
 const MAX_LOG_BYTES: u64 = 16 << 20;
 
+/// What notes of the host's own begin with; components neither see nor make them.
+const OURS: char = '@';
+
+/// The note with the names of the secrets and variables that a service was started with.
+const SECRET_ENV: &str = "@secret_env";
+
 /// Most bytes that one read returns.
 const MAX_READ: u32 = 4 << 20;
 
@@ -58,13 +64,15 @@ impl services::Host for CallState {
             Ok(env) => env,
             Err(problem) => return Ok(Err(problem)),
         };
+        let mut meta = config.meta;
+        meta.extend(self.bound_names(&reached));
         let asked = ServiceConfig {
             name: config.name,
             program: program(config.program),
             cwd: config.cwd,
             env,
             log_limit_bytes: config.log_limit_bytes.min(MAX_LOG_BYTES),
-            meta: config.meta,
+            meta,
         };
         let _pause = self.clock.pause();
         let started = reached.ask(GUEST_LIMIT, reached.machine.service_start(asked)).await;
@@ -201,6 +209,27 @@ impl services::Host for CallState {
         Ok(annotated.map(|service| info(service, &reached.redaction)))
     }
 
+    async fn rebind(
+        &mut self,
+        machine: Resource<MachineEntry>,
+        name: String,
+    ) -> wasmtime::Result<Result<(), types::Error>> {
+        let reached = match self.reach_services(&machine, Some(&name)).await? {
+            Ok(reached) => reached,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let pause = self.clock.pause();
+        let status = reached.ask(GUEST_LIMIT, reached.machine.service_status(&name)).await;
+        drop(pause);
+        let service = match status {
+            Ok(service) => service,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let record = service.meta.iter().find(|(key, _)| key == SECRET_ENV);
+        let bound = record.and_then(|(_, text)| serde_json::from_str(text).ok()).unwrap_or_default();
+        Ok(self.bind_again(&reached, &name, bound).await)
+    }
+
     async fn wait(
         &mut self,
         machine: Resource<MachineEntry>,
@@ -241,11 +270,25 @@ impl services::Host for CallState {
     }
 }
 
+impl CallState {
+    /// The names of the secrets that a process is given, and of their variables, to be kept with it.
+    fn bound_names(&self, reached: &Reached) -> Option<(String, String)> {
+        let bound = self.attachments.variables(reached.workspace.as_deref()?);
+        let names: Vec<_> = bound.into_iter().map(|bound| (bound.secret, bound.variable)).collect();
+        let text = serde_json::to_string(&names).ok().filter(|_| !names.is_empty())?;
+        Some((SECRET_ENV.to_owned(), text))
+    }
+}
+
 /// What may be kept with a service.
 fn meta(pairs: &[(String, String)]) -> Result<(), types::Error> {
     if pairs.len() > 64 {
         let message = format!("{} notes, more than 64", pairs.len());
         return Err(refusal(ErrorCode::InvalidArgument, message, "keep fewer"));
+    }
+    if let Some((key, _)) = pairs.iter().find(|(key, _)| key.starts_with(OURS)) {
+        let message = format!("the note `{}` begins with `{OURS}`", key.escape_debug());
+        return Err(refusal(ErrorCode::InvalidArgument, message, "call it something else"));
     }
     pairs.iter().try_for_each(|(key, value)| sendable("note", key).and_then(|()| sendable("note", value)))
 }
@@ -260,6 +303,6 @@ fn info(service: ServiceInfo, redaction: &Redaction) -> services::ServiceInfo {
         ended_at: service.ended_at,
         exit_code: service.exit_code,
         signal: service.signal,
-        meta: redaction.pairs(service.meta),
+        meta: redaction.pairs(service.meta.into_iter().filter(|(key, _)| !key.starts_with(OURS)).collect()),
     }
 }

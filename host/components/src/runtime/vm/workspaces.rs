@@ -390,6 +390,8 @@ impl workspaces::HostWorkspace for CallState {
         let recorded = blocking("record a command", move || {
             let whole = |blob: &Blob| blob.read(0, MAX_RECORDED as usize).map(|bytes| redaction.bytes(bytes));
             let (stdout, stderr) = (whole(&stdout)?, whole(&stderr)?);
+            // Now, and not only when it is shown: a value that is replaced is not known for ever.
+            let command = redaction.text(&command);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             let (command, cwd) = (redaction.text(&command), redaction.text(&cwd));
             Ok(move |mode: &str| {
