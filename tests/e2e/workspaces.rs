@@ -337,3 +337,23 @@ fn secrets_go_with_a_restart_and_stay_hidden_when_replaced() {
     ok(&home, &["workspace", "delete", id]);
     home.expect_clean_within(CLEAN);
 }
+
+#[test]
+fn what_a_dead_machine_left_half_made_is_gone_at_the_next_start() {
+    let home = Home::new();
+    let id = ok(&home, &["workspace", "create", "debian:12", "--id-only"]);
+    let id = id.trim();
+    // A change is announced while it is made, and leaves nothing behind.
+    ok(&home, &["workspace", "file", "write", id, "note", "--text", "kept\n"]);
+    ok(&home, &["workspace", "exec", id, "--", "test -d /var/lib/pyro-staging && rmdir /var/lib/pyro-staging"]);
+    // As a machine leaves it that dies in the middle, and a user's file that only looks like it.
+    let line = "d=.pyro-0123456789abcdef; mkdir -p $d/deep /var/lib/pyro-staging; echo part > $d/deep/a; \
+        ln -s /workspace/$d /var/lib/pyro-staging/$d; echo mine > .pyro-00000000000000aa; sync";
+    ok(&home, &["workspace", "exec", id, "--", line]);
+    ok(&home, &["workspace", "stop", id]);
+    ok(&home, &["workspace", "start", id]);
+    let left = ok(&home, &["workspace", "exec", id, "--", "ls -A; ls -A /var/lib/pyro-staging"]);
+    assert_eq!(left, ".pyro-00000000000000aa\nnote\n");
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}

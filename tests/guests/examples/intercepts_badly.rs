@@ -8,8 +8,11 @@ use exports::exports::pyro::plugin::tools::{CallContext, Guest, ToolDef, ToolErr
 
 struct Plugin;
 
-const MODE: &str =
-    r#"{"mode":{"type":"string","description":"how to behave"},"workspace":{"type":"string","description":"where"}}"#;
+const MODE: &str = r#"{
+    "mode": {"type": "string", "description": "how to behave"},
+    "workspace": {"type": "string", "description": "where"},
+    "hidden": {"type": "string", "description": "a secret", "writeOnly": true}
+}"#;
 const TRAIL: &str = r#"{"trail":{"type":"string","description":"who saw the answer"}}"#;
 
 fn error(code: &str, message: &str) -> ToolError {
@@ -64,6 +67,9 @@ impl interceptor::Guest for Plugin {
     fn before(_: String, arguments: String, _: CallContext) -> Result<Decision, ToolError> {
         if says(&arguments, "trap") {
             panic!("before trapped");
+        }
+        if says(&arguments, "confess") {
+            return Err(error("confession", &arguments));
         }
         if says(&arguments, "lie") {
             return Ok(Decision::Answer(structured("{\"answer\":\"many\"}".to_owned())));

@@ -37,7 +37,7 @@ fn schemas_are_merged_without_running_anything() {
     assert!(!home.path("cache/components").exists(), "something was compiled");
     let schema = |name: &str| toolbox.tool(name).unwrap().input_schema.clone();
     let names = |name: &str| schema(name)["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names("echo"), ["n", "note", "mode", "workspace"]);
+    assert_eq!(names("echo"), ["n", "note", "mode", "workspace", "hidden"]);
     assert_eq!(names("break_promise"), ["n"]);
     let output = toolbox.tool("keep_promise").unwrap().output_schema.clone().unwrap();
     let results: Vec<_> = output["properties"].as_object().unwrap().keys().collect();
@@ -131,4 +131,14 @@ async fn amendments_that_lie_are_found_out() {
     let error = fails(&toolbox, "echo", json!({})).await;
     assert_eq!(error.code, "plugin_invalid", "{error}");
     assert!(error.message.contains("is another in `list-amendments`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_component_sees_the_value_of_a_secret() {
+    let home = Home::new();
+    let toolbox = both(&home);
+    let arguments = json!({ "n": 1, "note": "seen", "mode": "confess", "hidden": "hunter2-hunter2" });
+    let error = fails(&toolbox, "echo", arguments).await;
+    assert!(error.message.contains("seen") && error.message.contains("secret-value:"), "{}", error.message);
+    assert!(!error.message.contains("hunter2"), "{}", error.message);
 }
