@@ -27,6 +27,9 @@ pub struct Image {
     base: Option<Base>,
     /// Whether the file system has refused a read that must not wait.
     no_cached_reads: AtomicBool,
+    /// Whether all of it is in memory, where reads never wait. Such a file system refuses the
+    /// question above, and a hand-over to a worker costs more than the read.
+    in_memory: bool,
 }
 
 #[derive(Debug)]
@@ -50,7 +53,8 @@ pub enum CachedRead {
 impl Image {
     /// Uses one file as it is.
     pub fn raw(file: File) -> Image {
-        Image { file, base: None, no_cached_reads: AtomicBool::new(false) }
+        let in_memory = is_in_memory(&file);
+        Image { file, base: None, no_cached_reads: AtomicBool::new(false), in_memory }
     }
 
     /// Lays `overlay` over `base`, which must not change. Makes the overlay as long as the base.
@@ -79,7 +83,8 @@ impl Image {
             }
             at = end;
         }
-        Ok(Image { file: overlay, base: Some(base), no_cached_reads: AtomicBool::new(false) })
+        let in_memory = is_in_memory(&overlay) && is_in_memory(&base.file);
+        Ok(Image { file: overlay, base: Some(base), no_cached_reads: AtomicBool::new(false), in_memory })
     }
 
     /// Returns the length in bytes.
@@ -94,7 +99,7 @@ impl Image {
             return Ok(CachedRead::WouldWait);
         }
         let wanted = data.len();
-        match self.read_runs(ram, data, offset, true) {
+        match self.read_runs(ram, data, offset, !self.in_memory) {
             Ok(()) => Ok(CachedRead::Done(wanted)),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => Ok(CachedRead::WouldWait),
@@ -264,6 +269,12 @@ fn next_data(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     Ok(Some((start, seek(file, SeekFrom::Hole(start))?.min(len))))
 }
 
+/// Returns whether a file is on tmpfs, as `/dev/shm` and often `/tmp` are.
+fn is_in_memory(file: &File) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u64 == TMPFS_MAGIC)
+}
+
 fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     if len == 0 {
         return Ok(());
@@ -343,6 +354,22 @@ mod tests {
             base.read_exact_at(&mut untouched, 0).unwrap();
             prop_assert_eq!(untouched, base_bytes());
         }
+    }
+
+    #[test]
+    fn a_disk_in_memory_is_read_without_a_worker() {
+        // A file of memory is one of a tmpfs that has no name.
+        let file = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(&base_bytes(), 0).unwrap();
+        let image = Image::raw(file);
+        let ram = crate::memory::allocate(1 << 20).unwrap();
+        let mut data = GuestBuffers::default();
+        data.push(&ram, GuestAddress(0x1000), 4096).unwrap();
+        let read = image.read_cached(&ram, &mut data, 512).unwrap();
+        assert!(matches!(read, CachedRead::Done(4096)));
+        let mut bytes = vec![0; 4096];
+        ram.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        assert_eq!(bytes, base_bytes()[512..512 + 4096]);
     }
 
     #[test]
