@@ -89,8 +89,11 @@ fn variables_come_with_the_request() {
 fn the_size_is_the_programs_to_see() {
     on_each(|agent| {
         let id = open(agent);
-        write(agent, &id, "trap 'echo changed' WINCH; stty size\n");
+        write(agent, &id, "stty size\n");
         output_with(agent, &id, "24 80");
+        // The signal goes to the foreground job: from here on that is the shell.
+        write(agent, &id, "trap 'echo changed' WINCH; echo ready$((1+1))\n");
+        output_with(agent, &id, "ready2");
         let resize = |cols, rows| agent.ask(Op::TerminalResize(TerminalResizeRequest { id: id.clone(), cols, rows }));
         let answer = resize(132, 50);
         assert_eq!((answer.terminal().cols, answer.terminal().rows), (132, 50));
