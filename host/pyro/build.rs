@@ -11,9 +11,12 @@ use std::process::Command;
 const AGENT_TARGET: &str = "x86_64-unknown-linux-musl";
 const PLUGIN_TARGET: &str = "wasm32-wasip2";
 
+/// Returns the text of a component's manifest.
+type Manifest = fn() -> String;
+
 /// Folders of `plugins/` that are built in, in the order they are listed. Each is also linked into this script, which
 /// asks it for the text of its `pyro:manifest` section.
-const BUILTIN_PLUGINS: &[(&str, fn() -> String)] = &[
+const BUILTIN_PLUGINS: &[(&str, Manifest)] = &[
     ("exec", pyro_plugin_exec::pyro_manifest),
     ("workspace", pyro_plugin_workspace::pyro_manifest),
     ("workspace-exec", pyro_plugin_workspace_exec::pyro_manifest),

@@ -65,6 +65,7 @@ pub(crate) enum Request {
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "made, written and dropped, one at a time")]
 pub(crate) enum Reply {
     /// Done.
     Ok(OkBody),

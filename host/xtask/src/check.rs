@@ -15,7 +15,7 @@ pub fn run(root: &Path) -> Result<()> {
     shell::step("lints");
     shell::cargo(root)
         .args(["clippy", "--release", "--locked", "--workspace", "--all-targets"])
-        .args(["--exclude", "pyro-agent", "--exclude", "pyro-plugin-exec"])
+        .args(["--exclude", "pyro-agent", "--exclude", "pyro-test-guests"])
         .args(["--", "--deny", "warnings"])
         .run()
 }

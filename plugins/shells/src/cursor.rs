@@ -27,7 +27,7 @@ pub struct Share {
 pub fn take(output: &[u8], max_chars: usize, whole_sequences: bool, last: bool) -> Share {
     let complete = if last { output.len() } else { complete_characters(output) };
     let mut share = decode(output.get(..complete).unwrap_or_default(), max_chars);
-    if whole_sequences && !(last && !share.cut) {
+    if whole_sequences && (share.cut || !last) {
         let settled = settled_prefix(&share.text);
         // Nothing settled means that the sequence alone is over the limit: then it is not held.
         if settled > 0 && share.text.len() - settled <= MAX_SEQUENCE {

@@ -141,7 +141,8 @@ impl ComponentScan {
                     }
                 }
                 Payload::CustomSection(section) if section.name() == MANIFEST_SECTION => {
-                    if manifest.replace(section.data()).is_some() {
+                    let earlier = manifest.replace(section.data());
+                    if earlier.is_some() {
                         return Err(ScanError::Manifest("stands in it twice".to_owned()));
                     }
                 }

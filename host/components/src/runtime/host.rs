@@ -51,7 +51,7 @@ fn cut(text: &str, most: usize) -> String {
 impl call::Host for CallState {
     fn progress(&mut self, done: f64, total: Option<f64>, message: Option<String>) -> wasmtime::Result<()> {
         let message = message.map(|message| sanitized(cut(&message, 512).as_bytes()));
-        self.progress.from_component(done, total, message.as_deref());
+        self.progress.reported(done, total, message.as_deref());
         Ok(())
     }
 

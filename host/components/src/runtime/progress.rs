@@ -28,7 +28,7 @@ impl CallProgress {
     }
 
     /// A component's own report: dropped when it does not grow or comes too fast.
-    pub(crate) fn from_component(&self, done: f64, total: Option<f64>, message: Option<&str>) {
+    pub(crate) fn reported(&self, done: f64, total: Option<f64>, message: Option<&str>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let soon = last.at.is_some_and(|at| at.elapsed() < INTERVAL);
         if !done.is_finite() || done < 0.0 || (last.at.is_some() && done <= last.done) || soon {
@@ -86,12 +86,12 @@ mod tests {
         progress.report("fetching", 1.0, Some(4.0));
         progress.report("booting", 0.0, None);
         for bad in [f64::NAN, -1.0, 0.5, f64::INFINITY] {
-            progress.from_component(bad, None, None);
+            progress.reported(bad, None, None);
         }
         std::thread::sleep(INTERVAL);
-        progress.from_component(1.0, None, None);
-        progress.from_component(10.0, None, Some("half"));
-        progress.from_component(11.0, None, None);
+        progress.reported(1.0, None, None);
+        progress.reported(10.0, None, Some("half"));
+        progress.reported(11.0, None, None);
         let heard = heard.0.lock().unwrap();
         assert_eq!(
             *heard,
