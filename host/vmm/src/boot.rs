@@ -55,7 +55,8 @@ pub fn load_initramfs(ram: &GuestRam, kernel: &LoadedKernel, file: &File) -> Res
     // The kernel must find it below 4 GiB, and some loaders below 2 GiB only: 2 GiB is enough.
     let top = low_end.min(1 << 31);
     let start = top.saturating_sub(size.next_multiple_of(PAGE_SIZE)) & !(PAGE_SIZE - 1);
-    if start < kernel.end.next_multiple_of(PAGE_SIZE) {
+    // A hostile file's kernel may end anywhere.
+    if kernel.end.checked_next_multiple_of(PAGE_SIZE).is_none_or(|end| start < end) {
         let mem_mib = low_end >> 20;
         return Err(BootError::NoRoom { initramfs: size, kernel_end: kernel.end, mem_mib });
     }
@@ -231,6 +232,10 @@ mod tests {
         file.set_len(40 << 20).unwrap();
         let error = load_initramfs(&ram, &kernel(EntryKind::Pvh), &file).unwrap_err();
         assert!(matches!(error, BootError::NoRoom { mem_mib: 64, .. }));
+        // A file that says its kernel fills everything there is.
+        let endless = LoadedKernel { end: u64::MAX, ..kernel(EntryKind::Pvh) };
+        let refused = load_initramfs(&ram, &endless, &file);
+        assert!(matches!(refused, Err(BootError::NoRoom { kernel_end: u64::MAX, .. })));
     }
 
     #[test]
