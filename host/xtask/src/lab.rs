@@ -296,11 +296,9 @@ fn prepare_kernel(cache: &Path) -> Result<LabKernel> {
 }
 
 /// The lab's kernel command line: the flags keep a loaded host from hanging TSC calibration, and memory from being cleared
-/// twice. The idle loop must not halt: QEMU 7.2's processor with nested SVM now and then never woke from it again, with all of
-/// the lab's timers due.
+/// twice.
 fn kernel_cmdline() -> String {
-    let mut cmdline =
-        "console=ttyS0 panic=-1 mitigations=off init_on_alloc=0 no_timer_check tsc=reliable idle=poll".to_owned();
+    let mut cmdline = "console=ttyS0 panic=-1 mitigations=off init_on_alloc=0 no_timer_check tsc=reliable".to_owned();
     if let Some(khz) = host_tsc_khz() {
         cmdline.push_str(&format!(" tsc_early_khz={khz}"));
     }
