@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{AGENT_PORT, Program, READY_PORT};
@@ -19,6 +20,8 @@ pub const MEM_MIB: u32 = 256;
 /// The guest's context id.
 const CID: u32 = 3;
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a guest may live: several times what the measurements of one take.
+const LIFE_LIMIT: Duration = Duration::from_secs(90);
 
 /// What Firecracker's own documentation tells the kernel.
 const DOCUMENTED: &str = "console=ttyS0 reboot=k panic=1 pci=off";
@@ -74,6 +77,8 @@ pub struct Guest {
     dir: tempfile::TempDir,
     /// From the start of the process.
     pub ready: Duration,
+    /// Dropped when the guest is to be left alone.
+    watched: Option<Sender<()>>,
 }
 
 impl Guest {
@@ -92,7 +97,8 @@ impl Guest {
         let mut child = command.spawn().expect("the VMM");
         let waited = ready.wait(&mut child);
         let took = begun.elapsed();
-        let guest = Guest { kind, child, dir, ready: took };
+        let watched = Some(end_after(LIFE_LIMIT, &child));
+        let guest = Guest { kind, child, dir, ready: took, watched };
         assert!(waited, "{kind:?}: no word from the agent:\n{}", guest.log());
         guest
     }
@@ -135,9 +141,23 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        self.watched = None;
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Ends a process that lives too long, so that whoever waits for its guest does not wait for ever.
+fn end_after(limit: Duration, child: &Child) -> Sender<()> {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("the VMM");
+    let (watched, end) = channel();
+    std::thread::spawn(move || {
+        if end.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+        }
+    });
+    watched
 }
 
 fn program(argv: &[&str]) -> Program {
