@@ -28,7 +28,7 @@ pub struct Operation {
     stream: Option<Stream>,
     state: State,
     token: Token,
-    /// A message that is kept back for a moment, unless another follows it.
+    /// A message that is kept back for a moment, unless another follows it. Nothing is without a stream.
     held: Option<Held>,
 }
 
@@ -127,6 +127,7 @@ impl Operation {
             if self.stream.as_ref().is_some_and(|stream| stream.gone || stream.hung_up) {
                 exec.cancel(now);
                 self.stream = None;
+                self.held = None;
             }
             progress |= exec.pump(self.stream.as_mut(), &mut shared.scratch, now, &shared.context);
             if exec.is_finished() {
@@ -392,6 +393,7 @@ impl Operation {
             if let Some(mut stream) = self.stream.take() {
                 stream.flush();
             }
+            self.held = None;
             exec.cancel(now);
             if exec.is_finished() {
                 self.finish_exec(shared);

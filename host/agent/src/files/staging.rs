@@ -142,7 +142,7 @@ fn random_name() -> Result<CString, Fail> {
     let mut random = [0u8; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK)
         .map_err(|errno| Fail::new(codes::INTERNAL, format!("no random bytes: {errno}")))?;
-    let name = format!(".pyro-{:016x}", u64::from_ne_bytes(random));
+    let name = [PREFIX, format!("{:016x}", u64::from_ne_bytes(random)).as_bytes()].concat();
     CString::new(name).map_err(|_| Fail::new(codes::INTERNAL, "a name with a zero byte"))
 }
 
