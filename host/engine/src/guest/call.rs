@@ -161,6 +161,31 @@ impl Call {
         }
     }
 
+    /// Reads an answer that is output, at most `max` bytes, and what has it, which `owner` takes out of its frame. Returns
+    /// the place of the first byte, the bytes, and the owner.
+    pub(super) async fn output<O>(
+        &mut self,
+        max: u32,
+        owner: impl Fn(GuestFrame) -> Result<O, GuestFrame>,
+    ) -> Result<(u64, Vec<u8>, O), EngineError> {
+        let (mut data, mut found) = (Vec::new(), None);
+        loop {
+            match self.next().await? {
+                GuestFrame::Data(bytes) => {
+                    data.extend_from_slice(&bytes);
+                    if data.len() as u64 > u64::from(max) {
+                        return Err(self.broken("more bytes than asked for"));
+                    }
+                }
+                GuestFrame::Done(done) => {
+                    let owner = found.ok_or_else(|| self.broken("output of nobody"))?;
+                    return Ok((done.start, data, owner));
+                }
+                other => found = Some(owner(other).map_err(|other| self.unexpected(&other))?),
+            }
+        }
+    }
+
     /// Returns the error for a frame that has no place here.
     pub(super) fn unexpected(&self, frame: &GuestFrame) -> EngineError {
         let mut shown = format!("{frame:?}");

@@ -188,24 +188,14 @@ impl Machine {
         };
         let request = ServiceReadRequest { name: name.to_owned(), stream, cursor, max };
         let mut call = Call::look(self, Op::ServiceRead(request)).await?;
-        let (mut data, mut status) = (Vec::new(), None);
-        loop {
-            match call.next().await? {
-                GuestFrame::Data(bytes) => {
-                    data.extend_from_slice(&bytes);
-                    if data.len() as u64 > u64::from(max) {
-                        return Err(call.broken("more bytes than asked for"));
-                    }
-                }
-                GuestFrame::Service(service) => status = Some(*service),
-                GuestFrame::Done(done) => {
-                    let info = status.ok_or_else(|| call.broken("no service"))?.into();
-                    let next = done.start.saturating_add(data.len() as u64);
-                    return Ok(ServiceOutput { data, start: done.start, next, info });
-                }
-                other => return Err(call.unexpected(&other)),
-            }
-        }
+        let (start, data, status) = call
+            .output(max, |frame| match frame {
+                GuestFrame::Service(service) => Ok(*service),
+                other => Err(other),
+            })
+            .await?;
+        let next = start.saturating_add(data.len() as u64);
+        Ok(ServiceOutput { data, start, next, info: status.into() })
     }
 
     /// Ends a service with TERM to its process tree and, after `grace`, KILL, and returns how it ended. One that has

@@ -118,24 +118,14 @@ impl Machine {
     ) -> Result<TerminalOutput, EngineError> {
         let request = TerminalReadRequest { id: id.to_owned(), cursor, max, idle_ms: idle.map(milliseconds) };
         let mut call = Call::look(self, Op::TerminalRead(request)).await?;
-        let (mut data, mut status) = (Vec::new(), None);
-        loop {
-            match call.next().await? {
-                GuestFrame::Data(bytes) => {
-                    data.extend_from_slice(&bytes);
-                    if data.len() as u64 > u64::from(max) {
-                        return Err(call.broken("more bytes than asked for"));
-                    }
-                }
-                GuestFrame::Terminal(terminal) => status = Some(*terminal),
-                GuestFrame::Done(done) => {
-                    let info = status.ok_or_else(|| call.broken("no terminal"))?.into();
-                    let next = done.start.saturating_add(data.len() as u64);
-                    return Ok(TerminalOutput { data, start: done.start, next, info });
-                }
-                other => return Err(call.unexpected(&other)),
-            }
-        }
+        let (start, data, status) = call
+            .output(max, |frame| match frame {
+                GuestFrame::Terminal(terminal) => Ok(*terminal),
+                other => Err(other),
+            })
+            .await?;
+        let next = start.saturating_add(data.len() as u64);
+        Ok(TerminalOutput { data, start, next, info: status.into() })
     }
 
     /// Types `data` into a terminal.
