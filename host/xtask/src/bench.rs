@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::lab::{self, LabOptions};
 use crate::shell::{self, Cmd};
-use crate::{build, setup, test};
+use crate::{WHOLE_WORKSPACE, build, setup, test};
 
 const ENVIRONMENT: &str = "debian:12";
 const GUEST_TARGET: &str = "wasm32-wasip2";
@@ -49,41 +49,26 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         return engines(root, &boot_files(root, &home)?, options.boots);
     }
     let home = prepare(root)?;
+    shell::step("build the programs that measure");
+    shell::cargo(root).args(["build", "--release", "--locked", "--examples"]).args(WHOLE_WORKSPACE).run()?;
+    let example = |name: &str| Cmd::new(shell::target_dir(root).join("release/examples").join(name));
 
     shell::step("MCP: handshake, tools/list, tools/call, over pipes and socket pairs");
-    shell::cargo(root)
-        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro", "--example", "latency", "--"])
-        .arg(shell::pyro(root))
-        .run()?;
+    example("latency").arg(shell::pyro(root)).run()?;
 
     shell::step("component: loading a profile, one call in a fresh instance");
     let guests = guests(root)?;
-    shell::cargo(root)
-        .args([
-            "run",
-            "--quiet",
-            "--release",
-            "--locked",
-            "--package",
-            "pyro-components",
-            "--example",
-            "call_overhead",
-            "--",
-        ])
-        .arg(guests)
-        .run()?;
+    example("call_overhead").arg(guests).run()?;
 
     shell::step("machine: the phases of a boot, and commands in a live one");
     let files = boot_files(root, &home)?;
-    shell::cargo(root)
-        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro-engine", "--example", "machine", "--"])
+    example("machine")
         .args(files)
         .args(["--boots".to_owned(), options.boots.to_string(), "--execs".to_owned(), options.execs.to_string()])
         .run()?;
 
     shell::step("workspaces: what one holds, commands in it over MCP, files in and out");
-    shell::cargo(root)
-        .args(["run", "--quiet", "--release", "--locked", "--package", "pyro", "--example", "workspaces", "--"])
+    example("workspaces")
         .arg(shell::pyro(root))
         .args(["--rounds".to_owned(), options.execs.to_string()])
         .env("PYRO_HOME", &home)
