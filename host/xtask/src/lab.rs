@@ -88,8 +88,9 @@ const MODULES: &[&str] = &[
 /// one: every store to a page that code was translated from is slow here, and memory of a guest that has ended is full of
 /// such pages.
 ///
-/// Without the virtual interrupt flag, because with it QEMU 7.2 now and then delivered no interrupt to the lab any more, not
-/// even its timer's: the fifth, eleventh and twentieth guest of three benchmarks ended so, and none of 44 without it.
+/// Without the virtual interrupt flag and the virtual `VMLOAD`: with them the lab stood still now and then, its own timers
+/// included, at the fifth, eleventh and twentieth guest of three benchmarks; without them 44 of 44 guests ended. What QEMU 7.2
+/// loses there is not known.
 const CPU: &str = "max,+svm,+npt,-vgif,-v-vmsave-vmload,-erms,-fsrm";
 
 /// Exit code when the lab was stopped by its timeout, as `timeout(1)` has it.
