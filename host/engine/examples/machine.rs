@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! cargo run -p pyro-engine --example machine -- KERNEL INITRAMFS ROOTFS [--home DIR] [--engine auto|kvm|qemu] [--mem MIB] [--vcpus N]
-//!     [--boots N] [--execs N] [--pause MS] [-- COMMAND...]
+//!     [--boots N] [--execs N] [--pause MS] [--first COMMAND] [--last COMMAND] [-- COMMAND...]
 //! ```
 //!
+//! `--first` and `--last` are lines for the guest's shell that run before and after what is measured.
 //! `--pause` is how long it waits between one command and the next.
 //!
 //! It works in a directory under `/tmp`, or in `--home`. With `PYRO_TRACE` set it prints every command's times, with
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
 async fn measure(arguments: &[String]) -> Result<(), EngineError> {
     let mut home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
     let mut pause = Duration::ZERO;
+    let (mut first, mut last) = (None, None);
     let (mut boots, mut execs, mut files, mut argv) = (1, 0, Vec::new(), vec!["true".to_owned()]);
     let (mut spec, mut choice) = (MachineSpec::default(), EngineChoice::Auto);
     let mut rest = arguments.iter();
@@ -61,6 +63,8 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         match argument.as_str() {
             "--boots" => boots = number(),
             "--execs" => execs = number(),
+            "--first" => first = rest.next().cloned(),
+            "--last" => last = rest.next().cloned(),
             "--pause" => pause = Duration::from_millis(number().into()),
             "--mem" => spec.mem_mib = number(),
             "--vcpus" => spec.vcpu_count = number(),
@@ -100,6 +104,10 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
         let begun = Instant::now();
         let machine = engine.boot(files.clone(), spec.clone()).await?;
         let booted = begun.elapsed();
+        if let Some(line) = &first {
+            let shell = ["sh", "-c", line].map(str::to_owned);
+            println!("{}", run(&machine, &shell).await?.0.trim());
+        }
         let (output, took) = run(&machine, &argv).await?;
         let all = begun.elapsed();
         let mut pings: Vec<Duration> = Vec::new();
@@ -116,6 +124,10 @@ async fn measure(arguments: &[String]) -> Result<(), EngineError> {
             tokio::time::sleep(pause).await;
         }
         report("exec round trip", times);
+        if let Some(line) = &last {
+            let shell = ["sh", "-c", line].map(str::to_owned);
+            println!("{}", run(&machine, &shell).await?.0.trim());
+        }
         let ending = Instant::now();
         machine.end().await?;
         let t = machine.timings();
