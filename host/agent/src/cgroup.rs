@@ -76,6 +76,15 @@ impl CgroupRoot {
         }
     }
 
+    /// Makes one cgroup ready if there is none. A failure is for [`take`](Self::take) to tell.
+    pub fn spare(&mut self) {
+        if self.ready.is_empty()
+            && let Ok(cgroup) = self.create()
+        {
+            self.ready.push(cgroup);
+        }
+    }
+
     /// Takes back a cgroup whose command has ended, for removal when there is time.
     pub fn retire(&mut self, cgroup: ExecCgroup) {
         self.retired.push(cgroup.name);

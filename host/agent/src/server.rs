@@ -269,6 +269,13 @@ impl Server {
                 self.accept(now);
             }
 
+            if self.shared.execs == 0
+                && self.due.is_empty()
+                && let Some(cgroups) = &mut self.shared.context.cgroups
+            {
+                // The host has its answer and thinks of the next command.
+                cgroups.spare();
+            }
             let timeout = self.timeout(Instant::now());
             events.clear();
             let spare = rustix::buffer::spare_capacity(&mut events);
