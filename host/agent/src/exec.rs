@@ -182,8 +182,9 @@ impl Exec {
                 uncredited: 0,
             }),
             takes_stdin: request.stdin,
-            stdout: Some(Output { fd: stdout, readable: true }),
-            stderr: Some(Output { fd: stderr, readable: true }),
+            // What is true already when a descriptor is first watched is told as well.
+            stdout: Some(Output { fd: stdout, readable: false }),
+            stderr: Some(Output { fd: stderr, readable: false }),
             started,
             deadline: match request.timeout_ms {
                 0 => None,
@@ -197,7 +198,7 @@ impl Exec {
             timed_out: false,
             killed: false,
             leftovers_killed: false,
-            may_have_ended: true,
+            may_have_ended: false,
             may_be_empty: false,
         };
         if let Err(reason) = exec.watch_all(context) {
