@@ -4,7 +4,10 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,8 @@ struct Inner {
     dir: PathBuf,
     events: Arc<UnixStream>,
     ended: watch::Receiver<Option<EngineError>>,
+    /// True once nobody wants to know of the machine any more.
+    let_go: Arc<AtomicBool>,
 }
 
 impl Machine {
@@ -56,10 +61,13 @@ impl Machine {
         let id = info.id.clone();
         let stream = Arc::clone(&events);
         let left = dir.clone();
+        let let_go = Arc::new(AtomicBool::new(false));
+        let was_let_go = Arc::clone(&let_go);
         // Ends when the socket does, and that happens at the latest when the last handle is dropped.
         tokio::spawn(async move {
             let error = match last_words(&stream, buffer).await {
                 Some(error) => error,
+                None if was_let_go.load(Ordering::Acquire) => return,
                 None => {
                     // It could not tidy up. Those who hear of its end find nothing of it any more.
                     let _ = tokio::task::spawn_blocking(move || remove_leftover(&left)).await;
@@ -68,7 +76,7 @@ impl Machine {
             };
             let _ = tell.send(Some(error));
         });
-        Self { inner: Arc::new(Inner { info, timings, dir, events, ended }) }
+        Self { inner: Arc::new(Inner { info, timings, dir, events, ended, let_go }) }
     }
 
     /// Returns its id: twelve hexadecimal digits.
@@ -248,6 +256,7 @@ impl Machine {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.let_go.store(true, Ordering::Release);
         // The task that reads events holds the socket too, so it is shut down rather than dropped.
         let _ = rustix::net::shutdown(&self.events, Shutdown::Both);
     }
@@ -370,6 +379,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::spec::{ExecutionMode, Lifetime, MachineState};
 
     #[tokio::test]
     async fn what_follows_a_reply_stays_in_the_socket() {
@@ -380,6 +390,40 @@ mod tests {
         let mut bytes = [0; 13];
         client.read_exact(&mut bytes).await.unwrap();
         assert_eq!(&bytes, b"SSH-2.0-guest");
+    }
+
+    #[test]
+    fn a_handle_that_is_let_go_looks_for_no_leftovers() {
+        let run = tempfile::tempdir().unwrap();
+        let (dir, leftover) = (run.path().join("0123456789ab"), run.path().join("ba9876543210"));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::create_dir(&leftover).unwrap();
+        let info = MachineInfo {
+            id: "0123456789ab".to_owned(),
+            environment: "debian:12".to_owned(),
+            environment_version: "1".to_owned(),
+            vcpu_count: 1,
+            mem_mib: 256,
+            ttl_seconds: 60,
+            created_at: 0.0,
+            expires_at: 60.0,
+            state: MachineState::Running,
+            lifetime: Lifetime::Owned,
+            execution_mode: ExecutionMode::MicrovmQemuTcg,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (events, mut peer) = UnixStream::pair().unwrap();
+            let buffer = LineBuffer::new(MAX_REPLY);
+            drop(Machine::new(info, BootTimings::default(), dir, Arc::new(events), buffer));
+            assert_eq!(peer.read(&mut [0]).await.unwrap(), 0);
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        });
+        // Waits for what runs on other threads.
+        drop(runtime);
+        assert!(leftover.exists());
     }
 
     #[tokio::test]
