@@ -96,7 +96,10 @@ struct BlockShared {
     counters: Arc<DriveCounters>,
     active: Mutex<Option<Activation>>,
     jobs: Mutex<Jobs>,
-    jobs_changed: Condvar,
+    /// A job waits, or there will be none.
+    for_workers: Condvar,
+    /// Nothing is under way.
+    drained: Condvar,
     ended: AtomicBool,
 }
 
@@ -105,6 +108,8 @@ struct Jobs {
     waiting: VecDeque<Job>,
     /// Taken off the queue and not answered yet, waiting ones included.
     under_way: usize,
+    /// How many wait until nothing is. To notify costs a system call even when nobody does, with every request.
+    draining: usize,
     ended: bool,
 }
 
@@ -142,7 +147,8 @@ impl Block {
             counters,
             active: Mutex::new(None),
             jobs: Mutex::new(Jobs::default()),
-            jobs_changed: Condvar::new(),
+            for_workers: Condvar::new(),
+            drained: Condvar::new(),
             ended: AtomicBool::new(false),
         });
         let mut block = Block { shared: shared.clone(), event: event.clone(), config, threads: Vec::new() };
@@ -168,7 +174,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
         lock(&self.shared.jobs).ended = true;
-        self.shared.jobs_changed.notify_all();
+        self.shared.for_workers.notify_all();
         let _ = self.event.write(1);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -216,9 +222,11 @@ impl VirtioDevice for Block {
 
     fn drain(&self) {
         let mut jobs = lock(&self.shared.jobs);
+        jobs.draining += 1;
         while jobs.under_way > 0 {
-            jobs = self.shared.jobs_changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+            jobs = self.shared.drained.wait(jobs).unwrap_or_else(PoisonError::into_inner);
         }
+        jobs.draining -= 1;
     }
 }
 
@@ -358,8 +366,7 @@ impl BlockShared {
         }
         self.counters.deferred.add(1);
         lock(&self.jobs).waiting.push_back(Job { active: active.clone(), request });
-        // All, because `drain` waits on it too: woken alone, it would leave the job to nobody.
-        self.jobs_changed.notify_all();
+        self.for_workers.notify_one();
         None
     }
 
@@ -387,7 +394,7 @@ impl BlockShared {
                 if jobs.ended {
                     return;
                 }
-                jobs = self.jobs_changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+                jobs = self.for_workers.wait(jobs).unwrap_or_else(PoisonError::into_inner);
             };
             drop(jobs);
             let Job { active, mut request } = job;
@@ -408,8 +415,8 @@ impl BlockShared {
     fn answered(&self) {
         let mut jobs = lock(&self.jobs);
         jobs.under_way = jobs.under_way.saturating_sub(1);
-        if jobs.under_way == 0 {
-            self.jobs_changed.notify_all();
+        if jobs.under_way == 0 && jobs.draining > 0 {
+            self.drained.notify_all();
         }
     }
 
