@@ -8,6 +8,8 @@ use std::time::Duration;
 use pyro_tests::{Client, Home};
 use serde_json::{Value, json};
 
+use crate::workspaces::whole_session;
+
 /// The lab is a software CPU: everything takes several times as long.
 const CLEAN: Duration = Duration::from_secs(30);
 
@@ -57,13 +59,19 @@ fn a_client_of_the_server_runs_a_command_on_kvm() {
     home.expect_clean_within(CLEAN);
 }
 
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run in the lab"]
+fn a_whole_session_on_kvm() {
+    whole_session(&Home::new().on_engine("kvm"), CLEAN);
+}
+
 /// A workspace's disk is a raw image that outlives its machines, unlike the overlay of the tests above.
 #[test]
 #[ignore = "needs a KVM that runs stock kernels: run in the lab"]
 fn a_workspace_keeps_its_disk_from_one_machine_on_kvm_to_the_next() {
-    let home = Home::new();
+    let home = Home::new().on_engine("kvm");
     let workspace = |words: &[&str]| {
-        let run = home.run(&[&["--engine", "kvm", "workspace"], words].concat());
+        let run = home.run(&[&["workspace"], words].concat());
         run.expect_code(0);
         run.text().to_owned()
     };

@@ -17,6 +17,8 @@ use tempfile::TempDir;
 /// and nothing else. Dropping it checks that no process of it is left.
 pub struct Home {
     dir: TempDir,
+    /// What every command begins with.
+    prefix: Vec<String>,
 }
 
 /// A command that ended.
@@ -86,7 +88,14 @@ impl Home {
     pub fn empty() -> Self {
         // Short, because socket paths are limited to 107 bytes.
         let dir = tempfile::Builder::new().prefix("pyro-e2e-").tempdir_in("/tmp").expect("/tmp is writable");
-        Self { dir }
+        Self { dir, prefix: Vec::new() }
+    }
+
+    /// The same home, all of whose commands ask for this engine.
+    #[must_use]
+    pub fn on_engine(mut self, engine: &str) -> Self {
+        self.prefix = vec!["--engine".to_owned(), engine.to_owned()];
+        self
     }
 
     /// Where it is.
@@ -100,6 +109,7 @@ impl Home {
     pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(pyro_binary());
         command
+            .args(&self.prefix)
             .args(args)
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
