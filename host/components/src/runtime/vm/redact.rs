@@ -41,6 +41,12 @@ impl Redaction {
         if self.0.is_empty() { bytes } else { self.0.bytes(&bytes) }
     }
 
+    /// Takes off what may be left of a secret, at the beginning of an output whose older part was dropped: nobody could
+    /// tell the end of one.
+    pub(super) fn behead(&self, bytes: &mut Vec<u8>) {
+        bytes.drain(..self.0.longest().saturating_sub(1).min(bytes.len()));
+    }
+
     pub(super) fn pairs(&self, pairs: Vec<(String, String)>) -> Vec<(String, String)> {
         pairs.into_iter().map(|(key, value)| (key, self.text(&value))).collect()
     }
@@ -71,5 +77,24 @@ impl CallState {
     /// Forgets the redaction of a workspace whose secrets change.
     pub(super) fn secrets_changed(&mut self, workspace: &str) {
         self.redactors.0.remove(workspace);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_left_of_a_secret_is_taken_off() {
+        let beheaded = |redaction: &Redaction, text: &str| {
+            let mut bytes = text.as_bytes().to_vec();
+            redaction.behead(&mut bytes);
+            String::from_utf8(bytes).unwrap()
+        };
+        let redaction = Redaction::of([b"correct horse".as_slice()]);
+        let rest = beheaded(&redaction, "orrect horse and then a lot of other output of this service");
+        assert!(!rest.contains("horse") && rest.ends_with("this service"), "{rest}");
+        assert_eq!(beheaded(&redaction, "horse"), "");
+        assert_eq!(beheaded(&Redaction::of([]), "horse"), "horse");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pyro_engine::{ErrorCode, LogStream, Readiness, ServiceConfig, ServiceInfo};
+use pyro_engine::{EngineError, ErrorCode, LogStream, Readiness, ServiceConfig, ServiceInfo, ServiceLogs};
 use wasmtime::component::Resource;
 
 use super::super::bindings::pyro::vm::{services, types};
@@ -116,14 +116,10 @@ impl services::Host for CallState {
             Err(problem) => return Ok(Err(problem)),
         };
         let pause = self.clock.pause();
-        let logs = reached.ask(GUEST_LIMIT, reached.machine.service_logs(&name)).await;
+        let logs = reached.ask(GUEST_LIMIT, logs(&reached, &name)).await;
         drop(pause);
         match logs {
-            Ok(logs) => {
-                let stdout = self.push_bytes(reached.redaction.bytes(logs.stdout))?;
-                let stderr = self.push_bytes(reached.redaction.bytes(logs.stderr))?;
-                Ok(Ok((stdout, stderr, logs.truncated)))
-            }
+            Ok(logs) => Ok(Ok((self.push_bytes(logs.stdout)?, self.push_bytes(logs.stderr)?, logs.truncated))),
             Err(problem) => Ok(Err(problem)),
         }
     }
@@ -294,6 +290,18 @@ fn meta(pairs: &[(String, String)]) -> Result<(), types::Error> {
 }
 
 /// A service as a component sees it: a note may hold its command line.
+/// Returns what was kept of a service's output, without secrets.
+async fn logs(reached: &Reached, name: &str) -> Result<ServiceLogs, EngineError> {
+    let mut logs = reached.machine.service_logs(name).await?;
+    for (stream, bytes) in [(LogStream::Stdout, &mut logs.stdout), (LogStream::Stderr, &mut logs.stderr)] {
+        if logs.truncated && reached.machine.service_read(name, stream, 0, 1).await?.start > 0 {
+            reached.redaction.behead(bytes);
+        }
+        *bytes = reached.redaction.bytes(std::mem::take(bytes));
+    }
+    Ok(logs)
+}
+
 fn info(service: ServiceInfo, redaction: &Redaction) -> services::ServiceInfo {
     services::ServiceInfo {
         name: service.name,
