@@ -37,7 +37,7 @@ const DRAIN_GRACE: Duration = Duration::from_millis(500);
 const KILL_GRACE: Duration = Duration::from_secs(5);
 /// How long the host may be kept waiting for the word that a command runs. Most commands that end by then cost one message
 /// fewer, and one turn of the agent while they run.
-const START_HOLD: Duration = Duration::from_millis(5);
+const START_HOLD: Duration = Duration::from_millis(10);
 /// Stdin bytes passed on before the host is told. Half a window, so that the host never runs dry.
 const CREDIT_STEP_BYTES: usize = STDIN_WINDOW_BYTES / 4;
 
