@@ -29,9 +29,9 @@ pub(crate) enum Request {
     },
     /// Describe the machine.
     Status,
-    /// Keep an owned machine alive as long as this socket is open, and send events.
+    /// Say what is known, keep an owned machine alive as long as this socket is open, and send events.
     Hold,
-    /// Send events.
+    /// Say what is known, and send events.
     Watch,
     /// End the machine; the reply comes when nothing of it is left but the process that sends it.
     Kill,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long a VM process may take to describe its machine.
-const STATUS_LIMIT: Duration = Duration::from_secs(2);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// How long a VM process whose maker is gone may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 /// Memory that is left to the host when a machine's size is checked, in MiB.
@@ -265,13 +265,17 @@ impl Engine {
         if !run_dir::is_live(&self.inner.paths.run, id) {
             return Err(none());
         }
-        let body = self.status(id).await.map_err(|_| none())?;
-        let (Some(info), Some(timings)) = (body.machine, body.timings) else {
+        let dir = self.inner.paths.run.join(id);
+        let attached = async {
+            let events = machine::connect(&dir).await?;
+            let body = machine::ask(&events, &Request::Watch).await?;
+            Ok::<_, std::io::Error>((events, body))
+        };
+        let attached = tokio::time::timeout(ANSWER_LIMIT, attached).await;
+        let (events, body) = attached.map_err(|_| none())?.map_err(|_| none())?;
+        let (Some(info), Some(timings)) = body.map(|body| (body.machine, body.timings))? else {
             return Err(none());
         };
-        let dir = self.inner.paths.run.join(id);
-        let events = machine::connect(&dir).await.map_err(|_| none())?;
-        machine::ask(&events, &Request::Watch).await.map_err(|_| none())??;
         Ok(Machine::new(info, timings, dir, Arc::new(events), LineBuffer::new(MAX_REPLY)))
     }
 
@@ -297,7 +301,7 @@ async fn status(run: &Path, id: &str) -> Result<OkBody, EngineError> {
         let stream = machine::connect(&run.join(id)).await?;
         machine::ask(&stream, &Request::Status).await
     };
-    tokio::time::timeout(STATUS_LIMIT, asked)
+    tokio::time::timeout(ANSWER_LIMIT, asked)
         .await
         .map_err(|_| EngineError::new(ErrorCode::Timeout, format!("machine {id} does not answer")))?
         .map_err(|e| EngineError::io(format_args!("ask machine {id}"), &e))?

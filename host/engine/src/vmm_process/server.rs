@@ -308,16 +308,11 @@ impl Server {
         match request {
             Request::Connect { port } => self.connect(stream, port),
             Request::Status => {
-                let body = OkBody {
-                    machine: Some(self.config.describe(self.state)),
-                    timings: Some(self.timings),
-                    statistics: Some(Statistics {
-                        cgroup: self.cgroup.as_ref().map(|group| group.path().to_owned()),
-                        ..self.vm.statistics()
-                    }),
-                    ports: Vec::new(),
+                let statistics = Statistics {
+                    cgroup: self.cgroup.as_ref().map(|group| group.path().to_owned()),
+                    ..self.vm.statistics()
                 };
-                answer(&stream, &Reply::Ok(body));
+                answer(&stream, &Reply::Ok(OkBody { statistics: Some(statistics), ..self.description() }));
             }
             Request::Hold => self.add_watcher(stream, true),
             Request::Watch => self.add_watcher(stream, false),
@@ -368,13 +363,17 @@ impl Server {
         });
     }
 
+    fn description(&self) -> OkBody {
+        OkBody { machine: Some(self.config.describe(self.state)), timings: Some(self.timings), ..OkBody::default() }
+    }
+
     fn add_watcher(&mut self, stream: UnixStream, holds: bool) {
         if self.watchers.len() >= MAX_WATCHERS {
             let error = EngineError::new(ErrorCode::LimitExceeded, format!("{MAX_WATCHERS} clients watch already"));
             answer(&stream, &Reply::Error(error));
             return;
         }
-        answer(&stream, &Reply::Ok(OkBody::default()));
+        answer(&stream, &Reply::Ok(self.description()));
         self.watchers.push(Some(Watcher { stream, holds }));
     }
 
