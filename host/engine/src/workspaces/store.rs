@@ -473,34 +473,12 @@ impl Store {
     /// When the database fails, also when the record is gone.
     pub fn add_command(&self, id: &str, command: &NewCommand<'_>) -> Result<u64, StoreError> {
         let mut connection = self.lock();
-        let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        let sequence: i64 = transaction.query_row(
-            "SELECT COALESCE(MAX(sequence), 0) + 1 FROM commands WHERE record_id = ?1",
-            [id],
-            |row| row.get(0),
-        )?;
-        transaction.execute(
-            "INSERT INTO commands (record_id, sequence, command, cwd, exit_code, duration_ms, execution_mode, recorded_at, stdout, stderr)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![
-                id,
-                sequence,
-                command.command,
-                command.cwd,
-                command.exit_code,
-                command.duration_ms.cast_signed(),
-                command.execution_mode,
-                command.recorded_at,
-                command.stdout,
-                command.stderr,
-            ],
-        )?;
-        transaction.execute(
-            "UPDATE records SET last_activity_at = MAX(last_activity_at, ?2) WHERE id = ?1",
-            params![id, command.recorded_at],
-        )?;
-        transaction.commit()?;
-        Ok(sequence.cast_unsigned())
+        // It need not survive a power failure, as what the command did on the disk may not either; and to wait for the disk
+        // takes longer than many commands. Whatever is written next takes it along.
+        connection.pragma_update(None, "synchronous", "normal")?;
+        let added = insert_command(&mut connection, id, command);
+        connection.pragma_update(None, "synchronous", "full")?;
+        added
     }
 
     /// Returns at most `limit` commands with a sequence above `after`, in order.
@@ -646,6 +624,38 @@ impl Store {
         // A panic inside a call rolled its transaction back.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Adds a command under the next number, and returns that.
+fn insert_command(connection: &mut Connection, id: &str, command: &NewCommand<'_>) -> Result<u64, StoreError> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let sequence: i64 = transaction.query_row(
+        "SELECT COALESCE(MAX(sequence), 0) + 1 FROM commands WHERE record_id = ?1",
+        [id],
+        |row| row.get(0),
+    )?;
+    transaction.execute(
+        "INSERT INTO commands (record_id, sequence, command, cwd, exit_code, duration_ms, execution_mode, recorded_at, stdout, stderr)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        params![
+            id,
+            sequence,
+            command.command,
+            command.cwd,
+            command.exit_code,
+            command.duration_ms.cast_signed(),
+            command.execution_mode,
+            command.recorded_at,
+            command.stdout,
+            command.stderr,
+        ],
+    )?;
+    transaction.execute(
+        "UPDATE records SET last_activity_at = MAX(last_activity_at, ?2) WHERE id = ?1",
+        params![id, command.recorded_at],
+    )?;
+    transaction.commit()?;
+    Ok(sequence.cast_unsigned())
 }
 
 const COMMAND_COLUMNS: &str = "sequence, command, cwd, exit_code, duration_ms, execution_mode, recorded_at";
