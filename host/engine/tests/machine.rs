@@ -284,7 +284,7 @@ async fn a_killed_qemu_is_a_dead_machine() {
     let error = collect(session).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::MachineDied, "{error}");
     assert!(error.message().contains("outcome is unknown") && error.message().contains("signal 9"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert_eq!(run(&machine, "true").await.unwrap_err().code(), ErrorCode::MachineDied);
     host.assert_nothing_left(&[machine.id()]).await;
 }

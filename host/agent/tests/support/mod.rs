@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,14 @@ impl Drop for Agent {
             thread.join().unwrap().unwrap();
         }
     }
+}
+
+/// Writes a program by another process: a child that a test next to this one is just starting would hold a file that this
+/// process has open for writing, and such a file cannot be executed.
+pub fn write_program(path: &Path, text: &str) {
+    let mut tee = Command::new("tee").arg(path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    tee.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(tee.wait().unwrap().success());
 }
 
 /// One connection, from the host's side.

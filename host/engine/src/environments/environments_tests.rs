@@ -60,8 +60,12 @@ impl Lab {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let lab = Self { dir: temporary.path().to_owned(), _temporary: Some(temporary) };
-        fs::write(lab.dir.join("mmdebstrap"), STAND_IN).unwrap();
-        fs::set_permissions(lab.dir.join("mmdebstrap"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(lab.dir.join("stand-in"), STAND_IN).unwrap();
+        fs::set_permissions(lab.dir.join("stand-in"), fs::Permissions::from_mode(0o755)).unwrap();
+        // Copied by another process: a child that a test next to this one is just starting would hold a file that this
+        // process has open for writing, and such a file cannot be executed.
+        let copy = Command::new("cp").arg(lab.dir.join("stand-in")).arg(lab.dir.join("mmdebstrap")).status().unwrap();
+        assert!(copy.success());
         let mut tar = tar::Builder::new(Vec::new());
         let mut put = |path: &str, data: &[u8]| {
             let mut header = tar::Header::new_gnu();

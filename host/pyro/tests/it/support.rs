@@ -43,8 +43,11 @@ impl Home {
     pub fn sleeping_program(&self, name: &str) -> PathBuf {
         let pid_file = self.path().join(format!("{name}.pid"));
         let text = format!("#!/bin/sh\necho $$ > {}\nexec sleep 600\n", pid_file.display());
-        let path = self.write(&format!("bin/{name}"), &text);
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = self.write(&format!("bin/{name}.text"), &text);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // Copied by another process: a child that a test next to this one is just starting would hold a file that this
+        // process has open for writing, and such a file cannot be executed.
+        assert!(Command::new("cp").arg(&path).arg(path.with_extension("")).status().unwrap().success());
         pid_file
     }
 
