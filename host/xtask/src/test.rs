@@ -127,8 +127,8 @@ fn lab_tests(root: &Path, home: &Path, filter: Option<&str>, totals: &mut Totals
     }
     script += "exit $sound\n";
     let mut options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
-    // A busy host can take twice as long as an idle one.
-    options.timeout = Duration::from_secs(900);
+    // Seven minutes on an idle host; a busy one can take three times as long.
+    options.timeout = Duration::from_secs(1500);
     let seen = Arc::new(Mutex::new(Totals::default()));
     let code = lab::run_with(&options, Lines { line: Vec::new(), totals: Arc::clone(&seen) })?;
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
