@@ -289,7 +289,6 @@ fn meta(pairs: &[(String, String)]) -> Result<(), types::Error> {
     pairs.iter().try_for_each(|(key, value)| sendable("note", key).and_then(|()| sendable("note", value)))
 }
 
-/// A service as a component sees it: a note may hold its command line.
 /// Returns what was kept of a service's output, without secrets.
 async fn logs(reached: &Reached, name: &str) -> Result<ServiceLogs, EngineError> {
     let mut logs = reached.machine.service_logs(name).await?;
@@ -302,6 +301,7 @@ async fn logs(reached: &Reached, name: &str) -> Result<ServiceLogs, EngineError>
     Ok(logs)
 }
 
+/// A service as a component sees it: a note may hold its command line.
 fn info(service: ServiceInfo, redaction: &Redaction) -> services::ServiceInfo {
     services::ServiceInfo {
         name: service.name,
