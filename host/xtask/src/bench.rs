@@ -79,7 +79,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 }
 
 /// Builds pyro and installs the environment; returns the home it is in.
-fn prepare(root: &Path) -> Result<PathBuf> {
+pub fn prepare(root: &Path) -> Result<PathBuf> {
     build(root)?;
     let home = test::home(root);
     Cmd::new(shell::pyro(root)).args(["env", "pull", ENVIRONMENT]).env("PYRO_HOME", &home).run()?;

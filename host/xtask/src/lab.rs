@@ -43,6 +43,8 @@ pub struct LabOptions {
     pub results: PathBuf,
     /// Program and arguments.
     pub command: Vec<String>,
+    /// Variables that the command gets beside those of ours that are passed on.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 impl LabOptions {
@@ -56,6 +58,7 @@ impl LabOptions {
             cache: target.join("lab"),
             results: target.join("lab/results"),
             command,
+            variables: Vec::new(),
         }
     }
 }
@@ -99,9 +102,16 @@ const EXIT_TIMED_OUT: i32 = 124;
 /// Parses `[--mem MIB] [--cpus N] [--timeout SECONDS] [--results DIR] [--] COMMAND...` and runs
 /// the lab.
 ///
+/// The command finds the build's programs, and the environments in `home` unless the caller names another.
+///
 /// Returns the command's exit code.
-pub fn run(target: &Path, args: &[String]) -> Result<i32> {
+pub fn run(target: &Path, home: &Path, args: &[String]) -> Result<i32> {
     let mut options = LabOptions::new(target, Vec::new());
+    let path = std::env::var("PATH").unwrap_or_default();
+    options.variables.push(("PATH", format!("{}:{path}", target.join("release").display())));
+    if std::env::var_os("PYRO_HOME").is_none() {
+        options.variables.push(("PYRO_HOME", home.display().to_string()));
+    }
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         let mut value = || rest.next().with_context(|| format!("`{arg}` needs a value"));
@@ -142,7 +152,7 @@ pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Re
     if exit_file.exists() {
         fs::remove_file(&exit_file)?;
     }
-    write_command(&results, &options.command)?;
+    write_command(&results, options)?;
 
     let sockets = tempfile::Builder::new().prefix("pyro-lab-").tempdir()?;
     let console = options.cache.join("console.log");
@@ -319,8 +329,8 @@ fn host_tsc_khz() -> Option<u64> {
 }
 
 /// Writes the command as a shell script next to the results.
-fn write_command(results: &Path, command: &[String]) -> Result<()> {
-    let quoted: Vec<String> = command.iter().map(|word| shell_quote(word)).collect();
+fn write_command(results: &Path, options: &LabOptions) -> Result<()> {
+    let quoted: Vec<String> = options.command.iter().map(|word| shell_quote(word)).collect();
     let cwd = std::env::current_dir()?;
     let path = std::env::var("PATH").unwrap_or_default();
     let home = std::env::var("HOME").unwrap_or_else(|_| "/root".to_owned());
@@ -336,6 +346,9 @@ fn write_command(results: &Path, command: &[String]) -> Result<()> {
         if wanted {
             script.push_str(&format!("export {name}={}\n", shell_quote(&value)));
         }
+    }
+    for (name, value) in &options.variables {
+        script.push_str(&format!("export {name}={}\n", shell_quote(value)));
     }
     script.push_str(&format!("exec {}\n", quoted.join(" ")));
     fs::write(results.join(".command"), script)?;

@@ -60,7 +60,9 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(options) => bench::run(&root, &options),
         Task::Fuzz(options) => fuzz::run(&root, &options),
         Task::Lab { command } => {
-            let code = lab::run(&shell::target_dir(&root), &command)?;
+            setup::run(&root)?;
+            let home = bench::prepare(&root)?;
+            let code = lab::run(&shell::target_dir(&root), &home, &command)?;
             std::process::exit(code);
         }
     }
