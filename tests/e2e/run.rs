@@ -25,6 +25,15 @@ fn prints_what_the_command_prints_and_exits_as_it_exits() {
 }
 
 #[test]
+fn says_on_request_which_engine_it_took_and_why() {
+    let home = Home::new().on_engine("qemu");
+    let run = home.run(&["run", "-v", "debian:12", "--", "true"]);
+    run.expect_code(0);
+    assert!(run.stderr.contains("chose the engine engine=\"microvm_qemu_tcg\" reason=asked for"), "{}", run.stderr);
+    home.expect_clean_within(CLEAN);
+}
+
+#[test]
 fn the_command_runs_in_a_machine_of_its_own() {
     let home = Home::new();
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux has it");

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     Paths, Progress,
-    choice::pick_engine,
+    choice::{EnginePick, pick_engine},
     control::{LineBuffer, MAX_REPLY, OkBody, Request},
     environments::{Environments, Installed},
     error::{EngineError, ErrorCode},
@@ -230,7 +230,8 @@ impl Engine {
         prepared: Duration,
         record: Option<ForRecord>,
     ) -> Result<Machine, EngineError> {
-        let execution_mode = pick_engine(self.inner.options.engine)?.execution_mode;
+        let EnginePick { execution_mode, reason } = pick_engine(self.inner.options.engine)?;
+        tracing::info!(engine = execution_mode.as_str(), %reason, "chose the engine");
         let boot = Boot { files, spec, execution_mode, prepared, record };
         spawn::boot(&self.inner.paths.run, &self.inner.options, boot).await
     }
