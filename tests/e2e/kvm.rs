@@ -59,6 +59,21 @@ fn a_client_of_the_server_runs_a_command_on_kvm() {
     home.expect_clean_within(CLEAN);
 }
 
+/// What an operator takes from the CPU, no guest sees.
+#[test]
+#[ignore = "needs a KVM that runs stock kernels: run in the lab"]
+fn an_operator_masks_features_of_the_cpu() {
+    let home = Home::new().on_engine("kvm");
+    let has_bmi1 = || home.run(&["run", "debian:12", "--", "grep -qw bmi1 /proc/cpuinfo"]).code();
+    assert_eq!(has_bmi1(), Some(0), "the lab's CPU has it");
+    fs::write(home.path().join("kvm.toml"), "[[cpuid_masks]]\nleaf = 7\nebx = 0x8\n").expect("the home is writable");
+    assert_eq!(has_bmi1(), Some(1));
+    fs::write(home.path().join("kvm.toml"), "mask = 1\n").expect("the home is writable");
+    let run = home.run(&["run", "debian:12", "--", "true"]);
+    assert!(run.stderr.contains("kvm.toml") && run.code() == Some(125), "{run:?}");
+    home.expect_clean_within(CLEAN);
+}
+
 #[test]
 #[ignore = "needs a KVM that runs stock kernels: run in the lab"]
 fn a_whole_session_on_kvm() {

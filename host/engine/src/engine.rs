@@ -6,17 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pyro_vmm::config::CpuConfig;
+
 use crate::{
     Paths, Progress,
     choice::{EnginePick, pick_engine},
     control::{LineBuffer, MAX_REPLY, OkBody, Request},
+    cpu,
     environments::{Environments, Installed},
     error::{EngineError, ErrorCode},
     machine::{self, Machine},
     prepare::prepare,
     run_dir,
     spawn::{self, Boot, ForRecord},
-    spec::{EngineChoice, MachineInfo, MachineReport, MachineSpec},
+    spec::{EngineChoice, ExecutionMode, MachineInfo, MachineReport, MachineSpec},
 };
 
 /// How long a VM process may take to describe its machine.
@@ -232,7 +235,11 @@ impl Engine {
     ) -> Result<Machine, EngineError> {
         let EnginePick { execution_mode, reason } = pick_engine(self.inner.options.engine)?;
         tracing::info!(engine = execution_mode.as_str(), %reason, "chose the engine");
-        let boot = Boot { files, spec, execution_mode, prepared, record };
+        let cpu = match execution_mode {
+            ExecutionMode::MicrovmKvm => cpu::operators_changes(&self.inner.paths.config)?,
+            _ => CpuConfig::default(),
+        };
+        let boot = Boot { files, spec, execution_mode, cpu, prepared, record };
         spawn::boot(&self.inner.paths.run, &self.inner.options, boot).await
     }
 

@@ -8,6 +8,7 @@
 
 mod choice;
 mod control;
+mod cpu;
 mod engine;
 pub mod environments;
 mod error;

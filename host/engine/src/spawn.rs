@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use pyro_vmm::config::CpuConfig;
 use tokio::net::UnixStream;
 
 use crate::{
@@ -38,6 +39,8 @@ pub(crate) struct Boot {
     pub spec: MachineSpec,
     /// What it runs on.
     pub execution_mode: ExecutionMode,
+    /// What an operator changes of its CPU.
+    pub cpu: CpuConfig,
     /// How long making sure of its environment took.
     pub prepared: Duration,
     /// What makes it the machine of a record.
@@ -107,7 +110,7 @@ fn spawn(run: &Path, options: &EngineOptions, boot: Boot) -> Result<(PathBuf, St
 }
 
 fn spawn_in(dir: RunDir, options: &EngineOptions, boot: Boot) -> Result<StdUnixStream, EngineError> {
-    let Boot { files, spec, execution_mode, record, .. } = boot;
+    let Boot { files, spec, execution_mode, cpu, record, .. } = boot;
     let failed = |e: &io::Error| EngineError::io("start the VM process", e);
     let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let config = MachineConfig {
@@ -117,6 +120,7 @@ fn spawn_in(dir: RunDir, options: &EngineOptions, boot: Boot) -> Result<StdUnixS
         spec,
         environment_version: files.version,
         execution_mode,
+        cpu,
         kernel: files.kernel,
         initramfs: files.initramfs,
         rootfs: files.rootfs,

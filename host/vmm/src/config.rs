@@ -128,7 +128,7 @@ impl Default for ConsoleConfig {
 }
 
 /// An operator's changes to the guest's CPU: what some call a CPU template.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
     /// Bits to clear in CPUID results.
@@ -140,7 +140,7 @@ pub struct CpuConfig {
 }
 
 /// Bits to clear in one CPUID leaf.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuidMask {
     /// EAX on input.

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use pyro_vmm::config::CpuConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -35,6 +36,9 @@ pub(crate) struct MachineConfig {
     pub environment_version: String,
     /// What it runs on.
     pub execution_mode: ExecutionMode,
+    /// What is changed of its CPU; only the KVM engine can.
+    #[serde(default)]
+    pub cpu: CpuConfig,
     /// The kernel, an ELF file.
     pub kernel: PathBuf,
     /// The initramfs with the agent.
@@ -134,6 +138,7 @@ mod tests {
             spec: MachineSpec::default(),
             environment_version: "1".to_owned(),
             execution_mode: ExecutionMode::MicrovmQemuTcg,
+            cpu: CpuConfig { extra_msrs: vec![0x10a], ..CpuConfig::default() },
             kernel: "/k".into(),
             initramfs: "/i".into(),
             rootfs: "/r".into(),

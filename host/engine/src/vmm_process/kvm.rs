@@ -16,9 +16,7 @@ use std::{
 
 use pyro_vmm::{
     ExitReason, Vmm, VmmConfig, VmmError, VmmHandle,
-    config::{
-        BASE_CMDLINE, ConsoleConfig, CpuConfig, DriveConfig, JailConfig, KernelConfig, LEAN_CMDLINE, VsockConfig,
-    },
+    config::{BASE_CMDLINE, ConsoleConfig, DriveConfig, JailConfig, KernelConfig, LEAN_CMDLINE, VsockConfig},
     selftest,
     vsock::VsockHandle,
 };
@@ -194,7 +192,7 @@ fn vmm_config(config: &MachineConfig) -> Result<VmmConfig, EngineError> {
         vsock: Some(VsockConfig { guest_cid: GUEST_CID }),
         rng: true,
         console: ConsoleConfig::default(),
-        cpu: CpuConfig::default(),
+        cpu: config.cpu.clone(),
         jail: JailConfig::default(),
     })
 }

@@ -391,6 +391,7 @@ mod tests {
             spec: MachineSpec { vcpu_count: 2, mem_mib: 512, ..MachineSpec::default() },
             environment_version: "1".to_owned(),
             execution_mode: ExecutionMode::MicrovmQemuTcg,
+            cpu: pyro_vmm::config::CpuConfig::default(),
             kernel: "/cache/odd, name/vmlinux".into(),
             initramfs: "/cache/initramfs".into(),
             rootfs: "/cache/rootfs".into(),
