@@ -1,7 +1,7 @@
 //! One cgroup (v2) per command: counts what the whole process tree uses, and ends all of it at once.
 //!
 //! Cgroups are made ahead of need and removed when the agent is idle, because making one costs more than starting a
-//! process. What counts is read through its directory at the end: every descriptor that is open when a command starts is
+//! process. One at a time has its files open for the next command: every descriptor that is open when a command starts is
 //! copied for it and closed again by its `execve`.
 
 use std::io;
@@ -22,7 +22,9 @@ const RETIRED_MAX: usize = 512;
 pub struct CgroupRoot {
     dir: OwnedFd,
     next: u64,
-    ready: Vec<ExecCgroup>,
+    spare: Option<ExecCgroup>,
+    /// Names.
+    ready: Vec<String>,
     /// Names.
     retired: Vec<String>,
 }
@@ -33,6 +35,10 @@ pub struct ExecCgroup {
     name: String,
     dir: OwnedFd,
     events: OwnedFd,
+    /// What is counted, absent when the kernel does not.
+    cpu: Option<OwnedFd>,
+    memory_peak: Option<OwnedFd>,
+    memory_events: Option<OwnedFd>,
 }
 
 /// What a process tree used.
@@ -59,9 +65,11 @@ impl CgroupRoot {
         }
         let dir = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         enable_controllers(dir.as_fd(), &["memory"])?;
-        let mut root = Self { dir, next: 0, ready: Vec::new(), retired: Vec::new() };
-        let first = root.create()?;
-        root.ready.push(first);
+        let mut root = Self { dir, next: 0, spare: None, ready: Vec::new(), retired: Vec::new() };
+        let first = root.take()?;
+        // Before Linux 5.14 there is none, and then no command could be ended as a whole.
+        accessat(&first.dir, "cgroup.kill", Access::WRITE_OK, AtFlags::empty())?;
+        root.spare = Some(first);
         Ok(root)
     }
 
@@ -70,18 +78,20 @@ impl CgroupRoot {
     /// # Errors
     /// When a new one is needed and cannot be made.
     pub fn take(&mut self) -> io::Result<ExecCgroup> {
-        match self.ready.pop() {
-            Some(cgroup) => Ok(cgroup),
-            None => self.create(),
+        if let Some(cgroup) = self.spare.take() {
+            return Ok(cgroup);
         }
+        let name = match self.ready.pop() {
+            Some(name) => name,
+            None => self.create()?,
+        };
+        ExecCgroup::open(self.dir.as_fd(), name)
     }
 
-    /// Makes one cgroup ready if there is none. A failure is for [`take`](Self::take) to tell.
+    /// Opens a cgroup for the next command if none is. A failure is for [`take`](Self::take) to tell.
     pub fn spare(&mut self) {
-        if self.ready.is_empty()
-            && let Ok(cgroup) = self.create()
-        {
-            self.ready.push(cgroup);
+        if self.spare.is_none() {
+            self.spare = self.take().ok();
         }
     }
 
@@ -100,8 +110,8 @@ impl CgroupRoot {
     pub fn tidy(&mut self) -> bool {
         if self.ready.len() < READY {
             return match self.create() {
-                Ok(cgroup) => {
-                    self.ready.push(cgroup);
+                Ok(name) => {
+                    self.ready.push(name);
                     true
                 }
                 // Room is made by removing.
@@ -135,34 +145,45 @@ impl CgroupRoot {
         let _ = kill(self.dir.as_fd(), "cgroup.kill");
     }
 
-    fn create(&mut self) -> io::Result<ExecCgroup> {
+    /// Makes a cgroup and returns its name.
+    fn create(&mut self) -> io::Result<String> {
         // Another agent's leftovers may hold the name when a cgroup outlives it, as in tests.
-        let name = loop {
+        loop {
             let name = format!("exec-{}", self.next);
             self.next += 1;
             match mkdirat(&self.dir, name.as_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) => break name,
+                Ok(()) => return Ok(name),
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(&self.dir, name.as_str(), flags, Mode::empty())?;
-        // Before Linux 5.14 there is none, and then no command could be ended as a whole.
-        accessat(&dir, "cgroup.kill", Access::WRITE_OK, AtFlags::empty())?;
-        Ok(ExecCgroup { events: open_file(dir.as_fd(), "cgroup.events")?, name, dir })
+        }
     }
 }
 
 impl Drop for CgroupRoot {
     fn drop(&mut self) {
-        for name in self.ready.drain(..).map(|cgroup| cgroup.name).chain(self.retired.drain(..)) {
+        let spare = self.spare.take().map(|cgroup| cgroup.name);
+        for name in spare.into_iter().chain(self.ready.drain(..)).chain(self.retired.drain(..)) {
             let _ = unlinkat(&self.dir, name.as_str(), AtFlags::REMOVEDIR);
         }
     }
 }
 
 impl ExecCgroup {
+    fn open(parent: BorrowedFd<'_>, name: String) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(parent, name.as_str(), flags, Mode::empty())?;
+        let counter = |file| open_file(dir.as_fd(), file).ok();
+        Ok(Self {
+            events: open_file(dir.as_fd(), "cgroup.events")?,
+            cpu: counter("cpu.stat"),
+            memory_peak: counter("memory.peak"),
+            memory_events: counter("memory.events"),
+            name,
+            dir,
+        })
+    }
+
     /// Returns the directory, for starting a process in it.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
@@ -201,15 +222,14 @@ impl ExecCgroup {
 
     /// Returns what the processes used so far. What the kernel does not count is absent.
     pub fn usage(&self) -> Usage {
-        let open = |name| open_file(self.dir(), name).ok();
-        let key = |name, key| open(name).and_then(|file| read_key(file.as_fd(), key).ok().flatten());
+        let key = |file: &Option<OwnedFd>, key| read_key(file.as_ref()?.as_fd(), key).ok().flatten();
         Usage {
-            cpu_us: key("cpu.stat", "usage_usec"),
-            peak_memory_bytes: open("memory.peak").and_then(|file| {
+            cpu_us: key(&self.cpu, "usage_usec"),
+            peak_memory_bytes: self.memory_peak.as_ref().and_then(|file| {
                 let mut buffer = [0; 32];
                 read_start(file.as_fd(), &mut buffer).ok()?.trim().parse().ok()
             }),
-            oom_killed: key("memory.events", "oom_kill").unwrap_or(0) > 0,
+            oom_killed: key(&self.memory_events, "oom_kill").unwrap_or(0) > 0,
         }
     }
 }

@@ -7,6 +7,8 @@ use pyro_agent_protocol::{ErrorReply, ExecRequest, Program, codes};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat};
 use rustix::io::Errno;
 
+use crate::spawn::SpawnError;
+
 /// The variables every command starts with.
 const BASE: &[(&str, &str)] = &[
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -72,8 +74,18 @@ pub fn prepare(request: &ExecRequest, default_cwd: &str) -> Result<Prepared, Err
     Ok(Prepared { candidates, argv, envp, cwd, program })
 }
 
+/// Returns what to answer when `program` could not be started.
+pub fn spawn_error(program: &str, why: &SpawnError) -> ErrorReply {
+    match why {
+        SpawnError::Exec(errno) => exec_error(program, *errno),
+        SpawnError::System(what, reason) => {
+            error(codes::INTERNAL, format!("cannot start `{program}`: {what}: {reason}"))
+        }
+    }
+}
+
 /// Returns what to answer when no candidate could be executed.
-pub fn exec_error(program: &str, errno: Errno) -> ErrorReply {
+fn exec_error(program: &str, errno: Errno) -> ErrorReply {
     let (code, reason) = match errno {
         Errno::NOENT if program.contains('/') => {
             (codes::NOT_FOUND, "no such file, or the interpreter it names is missing")

@@ -23,9 +23,9 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::{CgroupRoot, ExecCgroup};
-use crate::environment::{error, exec_error, prepare};
+use crate::environment::{error, prepare, spawn_error};
 use crate::server::{Kind, Token};
-use crate::spawn::{Command, SpawnError, Spawner};
+use crate::spawn::{Command, Launch, Spawner};
 use crate::stream::Stream;
 use crate::sys::{ChildEnd, reap_child, signal_group};
 
@@ -70,8 +70,13 @@ impl Context {
 /// A command that was started.
 #[derive(Debug)]
 pub struct Exec {
+    /// The program's name, for messages.
+    program: String,
     pid: i32,
     pidfd: OwnedFd,
+    launch: Launch,
+    /// When to tell the host that the command runs; `None` once it was told.
+    tell_at: Option<Instant>,
     token: Token,
     cgroup: Option<ExecCgroup>,
     stdin: Option<Stdin>,
@@ -106,6 +111,14 @@ struct MainEnd {
 struct Output {
     fd: OwnedFd,
     readable: bool,
+    /// True when nobody can write to it any more.
+    ended: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    Stdout,
+    Stderr,
 }
 
 #[derive(Debug)]
@@ -144,33 +157,31 @@ impl Exec {
         };
 
         let command = Command {
-            candidates: &prepared.candidates,
-            argv: &prepared.argv,
-            envp: &prepared.envp,
+            candidates: prepared.candidates,
+            argv: prepared.argv,
+            envp: prepared.envp,
             cwd: prepared.cwd.as_fd(),
             stdio: [child_stdin.as_ref().unwrap_or(&context.null).as_fd(), child_stdout.as_fd(), child_stderr.as_fd()],
             cgroup: cgroup.as_ref().map(ExecCgroup::dir),
             on_terminal: false,
         };
         let started = Instant::now();
-        let spawned = match context.spawner.spawn(&command) {
-            Ok(spawned) => spawned,
+        let (spawned, launch) = match context.spawner.start(command) {
+            Ok(started) => started,
             Err(why) => {
                 if let (Some(root), Some(cgroup)) = (&mut context.cgroups, cgroup) {
                     root.retire(cgroup);
                 }
-                return Err(match why {
-                    SpawnError::Exec(errno) => exec_error(&prepared.program, errno),
-                    SpawnError::System(what, reason) => {
-                        error(codes::INTERNAL, format!("cannot start `{}`: {what}: {reason}", prepared.program))
-                    }
-                });
+                return Err(spawn_error(&prepared.program, &why));
             }
         };
-        // From here on the command runs: an error must end it.
+        // From here on there is a child: an error must end it.
         let mut exec = Self {
+            program: prepared.program,
             pid: spawned.pid,
             pidfd: spawned.pidfd,
+            launch,
+            tell_at: Some(started + START_HOLD),
             token,
             cgroup,
             stdin: stdin.map(|fd| Stdin {
@@ -183,8 +194,8 @@ impl Exec {
             }),
             takes_stdin: request.stdin,
             // What is true already when a descriptor is first watched is told as well.
-            stdout: Some(Output { fd: stdout, readable: false }),
-            stderr: Some(Output { fd: stderr, readable: false }),
+            stdout: Some(Output { fd: stdout, readable: false, ended: false }),
+            stderr: Some(Output { fd: stderr, readable: false, ended: false }),
             started,
             deadline: match request.timeout_ms {
                 0 => None,
@@ -210,16 +221,6 @@ impl Exec {
             return Err(system("an event", reason));
         }
         Ok(exec)
-    }
-
-    /// Returns the frame that says so.
-    pub fn started_frame(&self) -> GuestFrame {
-        GuestFrame::Started(Started { pid: u32::try_from(self.pid).unwrap_or(0) })
-    }
-
-    /// Returns until when the word of the start may be kept back, to go out with what follows.
-    pub fn hold_until(&self) -> Instant {
-        self.started + START_HOLD
     }
 
     /// Returns the main process's id while it is not reaped.
@@ -283,6 +284,7 @@ impl Exec {
         self.stdout = None;
         self.stderr = None;
         self.deadline = None;
+        self.tell_at = None;
         self.kill_tree();
         self.drain_until.get_or_insert(now + KILL_GRACE);
     }
@@ -301,9 +303,18 @@ impl Exec {
             }
         }
         if let Some(stream) = stream {
+            if self.tell_at.is_some_and(|at| at <= now) {
+                match self.launch.outcome() {
+                    // A program may have to be read from a slow disk first.
+                    None => self.tell_at = Some(now + START_HOLD),
+                    Some(Ok(())) => self.tell(stream),
+                    // It ends in a moment.
+                    Some(Err(_)) => self.tell_at = None,
+                }
+            }
             progress |= self.pump_stdin(stream);
-            progress |= pump_output(&mut self.stdout, scratch, stream, encode_stdout);
-            progress |= pump_output(&mut self.stderr, scratch, stream, encode_stderr);
+            progress |= self.pump_output(Which::Stdout, scratch, stream);
+            progress |= self.pump_output(Which::Stderr, scratch, stream);
         }
         if self.may_have_ended && self.end.is_none() {
             self.may_have_ended = false;
@@ -320,8 +331,8 @@ impl Exec {
     /// True when nothing more will come from the command.
     pub fn is_finished(&self) -> bool {
         let outputs = [&self.stdout, &self.stderr];
-        let drained = outputs.iter().all(|output| output.is_none());
-        let nothing_readable = outputs.iter().all(|output| output.as_ref().is_none_or(|o| !o.readable));
+        let drained = outputs.iter().all(|output| output.as_ref().is_none_or(|o| o.ended));
+        let nothing_readable = outputs.iter().all(|output| output.as_ref().is_none_or(|o| o.ended || !o.readable));
         let dead = self.end.is_some() && self.tree_dead;
         (dead && drained) || (self.waited && nothing_readable)
     }
@@ -331,14 +342,30 @@ impl Exec {
         let deadline = self.deadline.filter(|_| self.end.is_none() && !self.timed_out);
         // Once passed, only the host's reading can bring the end nearer.
         let drain = self.drain_until.filter(|_| !self.waited);
-        [deadline, drain].into_iter().flatten().min()
+        [deadline, drain, self.tell_at].into_iter().flatten().min()
     }
 
-    /// Ends the bookkeeping and returns the last frame.
-    pub fn finish(self, context: &mut Context) -> GuestFrame {
-        let usage = self.cgroup.as_ref().map(ExecCgroup::usage).unwrap_or_default();
+    /// Sends the last frames, and ends the bookkeeping while the host reads them.
+    pub fn finish(mut self, stream: Option<&mut Stream>, context: &mut Context) {
+        if let Some(stream) = stream {
+            let frame = self.last_frame();
+            if matches!(frame, GuestFrame::Exited(_)) {
+                self.tell(stream);
+            }
+            stream.queue(&frame);
+            stream.flush();
+            // A thread of the kernel carries it to the host, and does not interrupt this one for that.
+            rustix::thread::sched_yield();
+        }
+        context.spawner.recycle(self.launch);
         if let (Some(root), Some(cgroup)) = (&mut context.cgroups, self.cgroup) {
             root.retire(cgroup);
+        }
+    }
+
+    fn last_frame(&self) -> GuestFrame {
+        if let Some(Err(why)) = self.launch.outcome() {
+            return GuestFrame::Error(spawn_error(&self.program, &why));
         }
         let (how, after) = match self.end {
             Some(MainEnd { how: Some(how), after }) => (how, after),
@@ -348,6 +375,7 @@ impl Exec {
             // Killed, but stuck in the kernel.
             None => (ChildEnd::Signal(libc::SIGKILL), self.started.elapsed()),
         };
+        let usage = self.cgroup.as_ref().map(ExecCgroup::usage).unwrap_or_default();
         let (exit_code, signal) = match how {
             ChildEnd::Code(code) => (Some(code), None),
             ChildEnd::Signal(number) => (None, Some(signal_name(number))),
@@ -416,10 +444,46 @@ impl Exec {
             stdin.written = 0;
         }
         if stdin.uncredited >= CREDIT_STEP_BYTES {
-            stream.queue(&GuestFrame::StdinCredit(u32::try_from(stdin.uncredited).unwrap_or(u32::MAX)));
-            stdin.uncredited = 0;
+            let credit = u32::try_from(std::mem::take(&mut stdin.uncredited)).unwrap_or(u32::MAX);
+            self.tell(stream);
+            stream.queue(&GuestFrame::StdinCredit(credit));
         }
         progress
+    }
+
+    /// Queues what one pipe holds. Returns true when something moved.
+    fn pump_output(&mut self, which: Which, scratch: &mut [u8], stream: &mut Stream) -> bool {
+        let (output, encode): (_, fn(&[u8], &mut Vec<u8>)) = match which {
+            Which::Stdout => (&mut self.stdout, encode_stdout),
+            Which::Stderr => (&mut self.stderr, encode_stderr),
+        };
+        let Some(output) = output else {
+            return false;
+        };
+        while output.readable && !output.ended && stream.has_room() {
+            match rustix::io::read(&output.fd, &mut *scratch) {
+                Ok(count) if count > 0 => {
+                    self.tell(stream);
+                    stream.queue_data(scratch.get(..count).unwrap_or_default(), encode);
+                    return true;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => output.readable = false,
+                Ok(_) | Err(_) => {
+                    // It is closed when the host has its answer.
+                    output.ended = true;
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Tells the host that the command runs, if it was not told yet.
+    fn tell(&mut self, stream: &mut Stream) {
+        if self.tell_at.take().is_some() {
+            stream.queue(&GuestFrame::Started(Started { pid: u32::try_from(self.pid).unwrap_or(0) }));
+        }
     }
 
     /// Reaps the main process if it has ended, and kills what it left behind.
@@ -462,32 +526,6 @@ impl Exec {
             let _ = signal_group(self.pid, libc::SIGKILL);
         }
     }
-}
-
-fn pump_output(
-    output: &mut Option<Output>,
-    scratch: &mut [u8],
-    stream: &mut Stream,
-    encode: fn(&[u8], &mut Vec<u8>),
-) -> bool {
-    while let Some(open) = output
-        && open.readable
-        && stream.has_room()
-    {
-        match rustix::io::read(&open.fd, &mut *scratch) {
-            Ok(count) if count > 0 => {
-                stream.queue_data(scratch.get(..count).unwrap_or_default(), encode);
-                return true;
-            }
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => open.readable = false,
-            Ok(_) | Err(_) => {
-                *output = None;
-                return true;
-            }
-        }
-    }
-    false
 }
 
 /// Returns true when the process has ended.

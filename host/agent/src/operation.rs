@@ -28,15 +28,6 @@ pub struct Operation {
     stream: Option<Stream>,
     state: State,
     token: Token,
-    /// A message that is kept back for a moment, unless another follows it. Nothing is without a stream.
-    held: Option<Held>,
-}
-
-/// What is kept back: the only bytes that wait to be sent are these.
-#[derive(Debug)]
-struct Held {
-    bytes: usize,
-    until: Instant,
 }
 
 #[derive(Debug)]
@@ -86,14 +77,14 @@ pub struct Shared {
 impl Operation {
     /// Returns an operation for a connection that the host made.
     pub fn accepted(stream: Stream, token: Token, now: Instant) -> Self {
-        Self { stream: Some(stream), state: State::Opening { until: now + OPEN_TIMEOUT }, token, held: None }
+        Self { stream: Some(stream), state: State::Opening { until: now + OPEN_TIMEOUT }, token }
     }
 
     /// Returns an operation that sends `frame` over a connection that is still being made.
     pub fn announcement(mut stream: Stream, token: Token, frame: &GuestFrame) -> Self {
         stream.writable = false;
         stream.queue(frame);
-        Self { stream: Some(stream), state: State::Closing, token, held: None }
+        Self { stream: Some(stream), state: State::Closing, token }
     }
 
     /// Returns the id of a main process that only this operation may reap.
@@ -127,7 +118,6 @@ impl Operation {
             if self.stream.as_ref().is_some_and(|stream| stream.gone || stream.hung_up) {
                 exec.cancel(now);
                 self.stream = None;
-                self.held = None;
             }
             progress |= exec.pump(self.stream.as_mut(), &mut shared.scratch, now, &shared.context);
             if exec.is_finished() {
@@ -158,12 +148,7 @@ impl Operation {
             self.fail(shared, now, codes::PROTOCOL_VIOLATION, "no Open frame came in time".to_owned());
         }
         if let Some(stream) = &mut self.stream {
-            if self.held.as_ref().is_some_and(|held| held.bytes != stream.pending() || held.until <= now) {
-                self.held = None;
-            }
-            if self.held.is_none() {
-                progress |= stream.flush();
-            }
+            progress |= stream.flush();
         }
         progress
     }
@@ -200,7 +185,7 @@ impl Operation {
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.state {
             State::Opening { until } => Some(*until),
-            State::Exec(exec) => exec.wake_at().into_iter().chain(self.held.as_ref().map(|held| held.until)).min(),
+            State::Exec(exec) => exec.wake_at(),
             State::Waiting(Wait::Read { wake, .. }) => Some(*wake),
             State::Waiting(Wait::Service { until, .. }) => *until,
             State::Connecting(connecting) => Some(connecting.until()),
@@ -324,8 +309,6 @@ impl Operation {
                 Op::Exec(request) => match Exec::start(&request, self.token, &mut shared.context) {
                     Ok(exec) => {
                         shared.execs += 1;
-                        stream.queue(&exec.started_frame());
-                        self.held = Some(Held { bytes: stream.pending(), until: exec.hold_until() });
                         (None, State::Exec(Box::new(exec)))
                     }
                     Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
@@ -393,7 +376,6 @@ impl Operation {
             if let Some(mut stream) = self.stream.take() {
                 stream.flush();
             }
-            self.held = None;
             exec.cancel(now);
             if exec.is_finished() {
                 self.finish_exec(shared);
@@ -445,10 +427,7 @@ impl Operation {
     fn finish_exec(&mut self, shared: &mut Shared) {
         if let State::Exec(exec) = std::mem::replace(&mut self.state, State::Closing) {
             shared.execs = shared.execs.saturating_sub(1);
-            let frame = exec.finish(&mut shared.context);
-            if let Some(stream) = &mut self.stream {
-                stream.queue(&frame);
-            }
+            exec.finish(self.stream.as_mut(), &mut shared.context);
         }
     }
 }

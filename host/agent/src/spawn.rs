@@ -1,31 +1,39 @@
-//! Starts one process, directly in its cgroup.
+//! Starts processes, each directly in its cgroup.
 //!
-//! `clone3` with `CLONE_VM | CLONE_VFORK | CLONE_INTO_CGROUP`: no page tables are copied, the agent sleeps until the
-//! child has executed its program or failed, and no instant exists in which the child is outside its cgroup. Because the
-//! memory is shared, the child leaves the reason of a failure where the agent reads it.
+//! `clone3` with `CLONE_VM | CLONE_INTO_CGROUP`: no page tables are copied, and no instant exists in which the child is
+//! outside its cgroup. The agent does not sleep until the child executes its program, as it would with `CLONE_VFORK`: to be
+//! woken by it costs two changes of address space while the program runs, which is what a software processor is slowest
+//! at. Because the memory is shared, the child leaves the reason of a failure where the agent reads it, and the kernel
+//! clears a word there (`CLONE_CHILD_CLEARTID`) when the child has left that memory.
 //!
-//! Everything the child needs is made ready before; between clone and execve it allocates nothing and takes no lock.
+//! Everything the child needs is made ready before and outlives its stay. It allocates nothing, takes no lock, and makes
+//! its system calls without the C library, whose `errno` is the agent's at the same time.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::futex;
 
 /// The soft limit of open files that commands get. Programs that use `select` break above it.
 const COMMAND_NOFILE_SOFT: u64 = 1024;
+/// How many stacks of children that have left are kept for the next.
+const SPARE_STACKS: usize = 4;
 
 /// What to start.
 pub struct Command<'a> {
     /// The paths to try in turn, as `execvp` does.
-    pub candidates: &'a [CString],
+    pub candidates: Vec<CString>,
     /// The arguments, the program's name first.
-    pub argv: &'a [CString],
+    pub argv: Vec<CString>,
     /// The variables, as `NAME=value`.
-    pub envp: &'a [CString],
+    pub envp: Vec<CString>,
     /// The working directory.
     pub cwd: BorrowedFd<'a>,
     /// Standard input, output and error. All above 2.
@@ -54,73 +62,103 @@ pub enum SpawnError {
     System(&'static str, io::Error),
 }
 
-/// Starts processes. Holds the stack on which children run until they execute their program.
+/// Starts processes.
 #[derive(Debug)]
 pub struct Spawner {
-    stack: *mut libc::c_void,
+    /// Of children that have left.
+    stacks: Vec<Stack>,
     /// The limit of open files that commands get.
     files: libc::rlimit,
     /// Signals that are ignored here, a bit each. All others start with their default: the kernel clears handlers.
     ignored: u32,
 }
 
-const STACK_BYTES: usize = 64 * 1024;
-const GUARD_BYTES: usize = 4096;
+/// A child's way from its first instruction to its program, and the memory it needs for that. Dropped before the child
+/// has left, it leaves the memory to it for good.
+#[derive(Debug)]
+pub struct Launch {
+    /// Always there until the end of `drop`.
+    memory: Option<Arc<Memory>>,
+}
 
-// SAFETY: the stack is plain memory that only `spawn`, which takes `&mut self`, uses.
-unsafe impl Send for Spawner {}
+#[derive(Debug)]
+struct Memory {
+    child: Child,
+    stack: Stack,
+    /// What `child` points to, and what that points to.
+    _pointers: [Vec<*const libc::c_char>; 3],
+    _strings: [Vec<CString>; 3],
+}
 
 impl Spawner {
     /// Returns a spawner.
     ///
     /// # Errors
-    /// When there is no memory for the stack.
+    /// When there is no memory for a stack.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a fresh mapping at an address the kernel chooses; its lowest page, which nothing uses, becomes the guard.
-        let stack = unsafe {
-            let stack = mmap_anonymous(
-                ptr::null_mut(),
-                STACK_BYTES,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::STACK,
-            )?;
-            mprotect(stack, GUARD_BYTES, MprotectFlags::empty())?;
-            stack
-        };
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(libc::RLIM_INFINITY);
         let files = libc::rlimit { rlim_cur: COMMAND_NOFILE_SOFT.min(hard), rlim_max: hard };
-        Ok(Self { stack, files, ignored: ignored_signals() })
+        Ok(Self { stacks: vec![Stack::new()?], files, ignored: ignored_signals() })
     }
 
     /// Starts `command` and returns once it executes its program.
     ///
     /// # Errors
     /// [`SpawnError`]; nothing runs then.
-    pub fn spawn(&mut self, command: &Command<'_>) -> Result<Spawned, SpawnError> {
-        let candidates = pointers(command.candidates);
-        let argv = pointers(command.argv);
-        let envp = pointers(command.envp);
+    pub fn spawn(&mut self, command: Command<'_>) -> Result<Spawned, SpawnError> {
+        let (spawned, launch) = self.start(command)?;
+        let result = launch.wait();
+        self.recycle(launch);
+        if result.is_err() {
+            // The child has left this memory with its last system call, so it is a zombie now or in a moment.
+            let _ = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&spawned.pidfd)),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+        }
+        result.map(|()| spawned)
+    }
+
+    /// Starts a child that is to execute `command`. Whether it did is the [`Launch`]'s to say; if not, it exits.
+    ///
+    /// # Errors
+    /// [`SpawnError::System`]; there is no child then.
+    pub fn start(&mut self, command: Command<'_>) -> Result<(Spawned, Launch), SpawnError> {
         let stdio = command.stdio.map(|fd| fd.as_raw_fd());
         if stdio.iter().any(|fd| *fd <= 2) {
             return Err(SpawnError::System("descriptors", Errno::BADF.into()));
         }
-        let mut child = Child {
-            candidates: candidates.as_ptr(),
-            argv: argv.as_ptr(),
-            envp: envp.as_ptr(),
-            cwd: command.cwd.as_raw_fd(),
-            stdio,
-            on_terminal: command.on_terminal,
-            files: self.files,
-            ignored: self.ignored,
-            failure: Failure { stage: Stage::None, errno: 0 },
+        let stack = match self.stacks.pop() {
+            Some(stack) => stack,
+            None => Stack::new().map_err(|reason| SpawnError::System("make a stack", reason))?,
         };
+        let strings = [command.candidates, command.argv, command.envp];
+        let pointers = [&strings[0], &strings[1], &strings[2]].map(|strings| pointers(strings));
+        let memory = Arc::new(Memory {
+            child: Child {
+                candidates: pointers[0].as_ptr(),
+                argv: pointers[1].as_ptr(),
+                envp: pointers[2].as_ptr(),
+                cwd: command.cwd.as_raw_fd(),
+                stdio,
+                on_terminal: command.on_terminal,
+                files: self.files,
+                ignored: self.ignored,
+                here: AtomicU32::new(1),
+                stage: AtomicI32::new(0),
+                errno: AtomicI32::new(0),
+            },
+            stack,
+            _pointers: pointers,
+            _strings: strings,
+        });
         let mut pidfd: RawFd = -1;
         let mut args = CloneArgs {
-            flags: CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
+            flags: CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID | CLONE_CLEAR_SIGHAND,
             pidfd: (&raw mut pidfd) as u64,
+            child_tid: memory.child.here.as_ptr() as u64,
             exit_signal: libc::SIGCHLD as u64,
-            stack: self.stack as u64,
+            stack: memory.stack.0 as u64,
             stack_size: STACK_BYTES as u64,
             ..CloneArgs::default()
         };
@@ -129,40 +167,105 @@ impl Spawner {
             args.cgroup = cgroup.as_raw_fd() as u64;
         }
 
-        // SAFETY: `args` describes a stack that nothing else uses, and `child` holds pointers to arrays that end in a null
-        // pointer; all of it lives until the child has executed a program or ended, because CLONE_VFORK suspends this
-        // thread until then. `child_main` fulfils its contract.
-        let pid = unsafe { clone_child(&mut args, &raw mut child) };
-        // SAFETY: the child wrote `failure` through a pointer that the compiler saw escape into the assembly block.
-        let failure = unsafe { ptr::read_volatile(&raw const child.failure) };
+        // SAFETY: `args` describes a stack that nothing else uses, and `memory.child` holds pointers to arrays that end in
+        // a null pointer. All of it is in allocations that `Launch` keeps until the child has left.
+        let pid = unsafe { clone_child(&mut args, &raw const memory.child) };
         if pid < 0 {
             let errno = i32::try_from(-pid).unwrap_or(libc::EINVAL);
+            memory.child.here.store(0, Ordering::Relaxed);
+            self.recycle(Launch { memory: Some(memory) });
             return Err(SpawnError::System("clone3", io::Error::from_raw_os_error(errno)));
         }
+        let launch = Launch { memory: Some(memory) };
         let pid = i32::try_from(pid).map_err(|_| SpawnError::System("clone3", Errno::OVERFLOW.into()))?;
         // SAFETY: the kernel stored a fresh descriptor that nobody else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-        let system = |what| SpawnError::System(what, io::Error::from_raw_os_error(failure.errno));
-        let error = match failure.stage {
-            Stage::None => return Ok(Spawned { pid, pidfd }),
-            Stage::Exec => SpawnError::Exec(Errno::from_raw_os_error(failure.errno)),
-            Stage::Stdio => system("dup2"),
-            Stage::Terminal => system("take the terminal"),
-            Stage::Cwd => system("fchdir"),
-        };
-        // The child has called _exit; CLONE_VFORK means that it is a zombie by now or will be in a moment.
-        let _ = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
-            rustix::process::WaitIdOptions::EXITED,
-        );
-        Err(error)
+        Ok((Spawned { pid, pidfd }, launch))
+    }
+
+    /// Takes back the memory of a launch. One whose child has not left keeps it.
+    pub fn recycle(&mut self, mut launch: Launch) {
+        if launch.has_left()
+            && self.stacks.len() < SPARE_STACKS
+            && let Some(memory) = launch.memory.take().and_then(Arc::into_inner)
+        {
+            self.stacks.push(memory.stack);
+        }
     }
 }
 
-impl Drop for Spawner {
+impl Launch {
+    /// Returns what became of the child: `None` while it is on its way, `Ok` when it executes its program or was killed
+    /// before that.
+    pub fn outcome(&self) -> Option<Result<(), SpawnError>> {
+        let child = self.memory.as_ref().map(|memory| &memory.child).filter(|_| self.has_left())?;
+        let errno = child.errno.load(Ordering::Relaxed);
+        let system = |what| Some(Err(SpawnError::System(what, io::Error::from_raw_os_error(errno))));
+        match child.stage.load(Ordering::Relaxed) {
+            STAGE_STDIO => system("dup2"),
+            STAGE_TERMINAL => system("take the terminal"),
+            STAGE_CWD => system("fchdir"),
+            STAGE_EXEC => Some(Err(SpawnError::Exec(Errno::from_raw_os_error(errno)))),
+            _ => Some(Ok(())),
+        }
+    }
+
+    /// Waits for the [`outcome`](Self::outcome).
+    fn wait(&self) -> Result<(), SpawnError> {
+        loop {
+            if let Some(outcome) = self.outcome() {
+                return outcome;
+            }
+            if let Some(memory) = &self.memory {
+                // Whatever ends the wait, the word says whether it was for good. The kernel wakes without PRIVATE.
+                let _ = futex::wait(&memory.child.here, futex::Flags::empty(), 1, None);
+            }
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        self.memory.as_ref().is_none_or(|memory| memory.child.here.load(Ordering::Acquire) == 0)
+    }
+}
+
+impl Drop for Launch {
     fn drop(&mut self) {
-        // SAFETY: unmaps what `new` mapped; no child runs on it any more.
-        let _ = unsafe { munmap(self.stack, STACK_BYTES) };
+        if !self.has_left() {
+            std::mem::forget(self.memory.take());
+        }
+    }
+}
+
+const STACK_BYTES: usize = 64 * 1024;
+const GUARD_BYTES: usize = 4096;
+
+/// The memory a child runs on until it executes its program.
+#[derive(Debug)]
+struct Stack(*mut libc::c_void);
+
+// SAFETY: it is plain memory, which only the child that was given it uses.
+unsafe impl Send for Stack {}
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        // SAFETY: a fresh mapping at an address the kernel chooses; its lowest page, which nothing uses, becomes the guard.
+        unsafe {
+            let stack = mmap_anonymous(
+                ptr::null_mut(),
+                STACK_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::STACK,
+            )?;
+            mprotect(stack, GUARD_BYTES, MprotectFlags::empty())?;
+            Ok(Self(stack))
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: unmaps what `new` mapped; whoever drops it knows that no child runs on it.
+        let _ = unsafe { munmap(self.0, STACK_BYTES) };
     }
 }
 
@@ -202,12 +305,12 @@ struct CloneArgs {
 // Flags of linux/sched.h, as the 64-bit values clone3 takes.
 const CLONE_VM: u64 = 0x100;
 const CLONE_PIDFD: u64 = 0x1000;
-const CLONE_VFORK: u64 = 0x4000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// What the child reads, and where it leaves the reason of a failure.
-#[repr(C)]
+#[derive(Debug)]
 struct Child {
     candidates: *const *const libc::c_char,
     argv: *const *const libc::c_char,
@@ -217,31 +320,30 @@ struct Child {
     on_terminal: bool,
     files: libc::rlimit,
     ignored: u32,
-    failure: Failure,
+    /// 1 until the child has left the agent's memory; the kernel clears it.
+    here: AtomicU32,
+    /// Where it failed, and why.
+    stage: AtomicI32,
+    errno: AtomicI32,
 }
 
-#[derive(Clone, Copy)]
-struct Failure {
-    stage: Stage,
-    errno: i32,
-}
+// SAFETY: the pointers are into memory that goes with it and that nobody changes.
+unsafe impl Send for Memory {}
+// SAFETY: the same.
+unsafe impl Sync for Memory {}
 
-#[derive(Clone, Copy)]
-enum Stage {
-    None,
-    Stdio,
-    Terminal,
-    Cwd,
-    Exec,
-}
+const STAGE_STDIO: i32 = 1;
+const STAGE_TERMINAL: i32 = 2;
+const STAGE_CWD: i32 = 3;
+const STAGE_EXEC: i32 = 4;
 
 /// Calls `clone3`; the child enters [`child_main`] on its new stack. Returns the pid, or a negative errno.
 ///
 /// # Safety
-/// `args` must name a stack for the child's sole use, and set CLONE_VM and CLONE_VFORK. `child` and what it points to
-/// must live across the call.
+/// `args` must name a stack for the child's sole use, and set CLONE_VM. That stack, `child` and what it points to must
+/// live until the child has left.
 #[cfg(target_arch = "x86_64")]
-unsafe fn clone_child(args: &mut CloneArgs, child: *mut Child) -> isize {
+unsafe fn clone_child(args: &mut CloneArgs, child: *const Child) -> isize {
     let result: isize;
     // SAFETY: the parent gets the result in rax and falls through to label 2, with only the registers that `syscall`
     // destroys changed. The child has its own registers and, by the caller's contract, its own stack, which the kernel
@@ -260,7 +362,7 @@ unsafe fn clone_child(args: &mut CloneArgs, child: *mut Child) -> isize {
             in("rdi") ptr::from_mut(args),
             in("rsi") std::mem::size_of::<CloneArgs>(),
             in("r12") child,
-            in("r13") child_main as unsafe extern "C" fn(*mut Child) -> !,
+            in("r13") child_main as unsafe extern "C" fn(*const Child) -> !,
             lateout("rcx") _,
             lateout("r11") _,
         );
@@ -268,67 +370,103 @@ unsafe fn clone_child(args: &mut CloneArgs, child: *mut Child) -> isize {
     result
 }
 
+/// Makes a system call. Returns what the kernel does: a negative errno when it failed.
+///
+/// # Safety
+/// As the call's.
+#[cfg(target_arch = "x86_64")]
+unsafe fn call(number: libc::c_long, arguments: [usize; 4]) -> isize {
+    let result: isize;
+    let [first, second, third, fourth] = arguments;
+    // SAFETY: the instruction changes the registers named and, by the caller's contract, only memory that it may.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") number as isize => result,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") third,
+            in("r10") fourth,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+/// `struct sigaction` as the kernel has it, and a set of signals.
+const SIGACTION_BYTES: usize = 32;
+const SIGSET_BYTES: usize = 8;
+
 /// The child, from its first instruction to `execve`.
 ///
 /// # Safety
-/// Runs in the parent's memory while the parent is suspended. `child` must be what [`Spawner::spawn`] prepared.
-unsafe extern "C" fn child_main(child: *mut Child) -> ! {
-    // SAFETY: by the contract above `child` and its arrays are valid and nobody else uses them now. Only calls that are
-    // safe between vfork and exec are made: none allocates, locks, or runs code that could unwind.
+/// Runs in the agent's memory beside the agent. `child` must be what [`Spawner::start`] prepared.
+unsafe extern "C" fn child_main(child: *const Child) -> ! {
+    // SAFETY: by the contract above `child` and its arrays are valid and do not change but for what is atomic. The calls
+    // read only them and what is on this stack.
     unsafe {
+        let child = &*child;
         // Handlers are cleared by the kernel; what is ignored and blocked is not. SIGPIPE is ignored here, and a program
         // that was started in the background has SIGINT and SIGQUIT ignored by its shell.
-        for number in (1..=31).filter(|number| (*child).ignored >> number & 1 == 1) {
-            libc::signal(number, libc::SIG_DFL);
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-        libc::setsid();
-        libc::umask(0o022);
-
-        for (target, fd) in (0..).zip((*child).stdio) {
-            if libc::dup2(fd, target) < 0 {
-                fail(child, Stage::Stdio);
+        let default = [0_u8; SIGACTION_BYTES];
+        let mut number = 1;
+        while number < 32 {
+            if child.ignored >> number & 1 == 1 {
+                call(libc::SYS_rt_sigaction, [number, default.as_ptr() as usize, 0, SIGSET_BYTES]);
             }
+            number += 1;
         }
-        if (*child).on_terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
-            fail(child, Stage::Terminal);
-        }
-        if libc::fchdir((*child).cwd) < 0 {
-            fail(child, Stage::Cwd);
-        }
-        // Every descriptor of the agent closes on execve by itself; this also covers any it was started with.
-        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const (*child).files);
+        let none = 0_u64;
+        let none = &raw const none as usize;
+        call(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as usize, none, 0, SIGSET_BYTES]);
+        call(libc::SYS_setsid, [0; 4]);
+        call(libc::SYS_umask, [0o022, 0, 0, 0]);
 
-        let mut denied = false;
-        let mut candidate = (*child).candidates;
+        let [stdin, stdout, stderr] = child.stdio;
+        for (fd, target) in [(stdin, 0), (stdout, 1), (stderr, 2)] {
+            check(child, STAGE_STDIO, call(libc::SYS_dup2, [fd as usize, target, 0, 0]));
+        }
+        if child.on_terminal {
+            check(child, STAGE_TERMINAL, call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0]));
+        }
+        check(child, STAGE_CWD, call(libc::SYS_fchdir, [child.cwd as usize, 0, 0, 0]));
+        // Every descriptor of the agent closes on execve by itself; this also covers any it was started with.
+        let flags = libc::CLOSE_RANGE_CLOEXEC as usize;
+        call(libc::SYS_close_range, [3, u32::MAX as usize, flags, 0]);
+        let files = &raw const child.files as usize;
+        call(libc::SYS_prlimit64, [0, libc::RLIMIT_NOFILE as usize, files, 0]);
+
+        let mut reason = libc::ENOENT;
+        let mut candidate = child.candidates;
         while !(*candidate).is_null() {
-            libc::execve(*candidate, (*child).argv, (*child).envp);
-            match *libc::__errno_location() {
+            let result = call(libc::SYS_execve, [*candidate as usize, child.argv as usize, child.envp as usize, 0]);
+            match -result as i32 {
                 libc::ENOENT | libc::ENOTDIR => {}
-                libc::EACCES => denied = true,
-                _ => fail(child, Stage::Exec),
+                libc::EACCES => reason = libc::EACCES,
+                _ => check(child, STAGE_EXEC, result),
             }
             candidate = candidate.add(1);
         }
-        if denied {
-            *libc::__errno_location() = libc::EACCES;
-        }
-        fail(child, Stage::Exec)
+        check(child, STAGE_EXEC, -(reason as isize));
+        // Not reached.
+        std::process::abort()
     }
 }
 
-/// Leaves `errno` for the parent and ends the child.
+/// Leaves the reason for the agent and ends the child if `result` is a negative errno.
 ///
 /// # Safety
 /// As for [`child_main`].
-unsafe fn fail(child: *mut Child, stage: Stage) -> ! {
-    // SAFETY: as for `child_main`.
-    unsafe {
-        let errno = *libc::__errno_location();
-        ptr::write_volatile(&raw mut (*child).failure, Failure { stage, errno });
-        libc::_exit(127)
+unsafe fn check(child: &Child, stage: i32, result: isize) {
+    if result >= 0 {
+        return;
+    }
+    child.errno.store(-result as i32, Ordering::Relaxed);
+    child.stage.store(stage, Ordering::Relaxed);
+    loop {
+        // SAFETY: ends this process alone.
+        unsafe { call(libc::SYS_exit_group, [127, 0, 0, 0]) };
     }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use pyro_agent_protocol::{ErrorReply, ExecRequest, codes, signal_name};
 
 use crate::cgroup::ExecCgroup;
-use crate::environment::{error, exec_error, prepare};
+use crate::environment::{error, prepare, spawn_error};
 use crate::exec::{Context, has_ended, reap_blocking};
-use crate::spawn::{Command, SpawnError};
+use crate::spawn::Command;
 use crate::sys::{ChildEnd, reap_child, signal_group, signal_process};
 
 /// How long after its KILL a process is still awaited.
@@ -57,15 +57,15 @@ impl Process {
             None => None,
         };
         let command = Command {
-            candidates: &prepared.candidates,
-            argv: &prepared.argv,
-            envp: &prepared.envp,
+            candidates: prepared.candidates,
+            argv: prepared.argv,
+            envp: prepared.envp,
             cwd: prepared.cwd.as_fd(),
             stdio,
             cgroup: cgroup.as_ref().map(ExecCgroup::dir),
             on_terminal,
         };
-        match context.spawner.spawn(&command) {
+        match context.spawner.spawn(command) {
             Ok(spawned) => Ok(Self {
                 pid: spawned.pid,
                 pidfd: spawned.pidfd,
@@ -80,12 +80,7 @@ impl Process {
                 if let (Some(root), Some(cgroup)) = (&mut context.cgroups, cgroup) {
                     root.retire(cgroup);
                 }
-                Err(match why {
-                    SpawnError::Exec(errno) => exec_error(&prepared.program, errno),
-                    SpawnError::System(what, reason) => {
-                        error(codes::INTERNAL, format!("cannot start `{}`: {what}: {reason}", prepared.program))
-                    }
-                })
+                Err(spawn_error(&prepared.program, &why))
             }
         }
     }
