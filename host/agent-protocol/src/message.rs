@@ -256,12 +256,15 @@ pub struct ExecRequest {
     /// True when the host sends `Stdin` frames and a `StdinEof`; false gives the command an empty stdin.
     #[serde(default)]
     pub stdin: bool,
+    /// True when the host would like to send the next `Open` over this connection, once the command has ended.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub keep: bool,
 }
 
 impl ExecRequest {
     /// Returns a request with no time limit, no stdin, and the agent's default directory and environment.
     pub fn new(program: Program) -> Self {
-        Self { program, cwd: None, env: Vec::new(), timeout_ms: 0, stdin: false }
+        Self { program, cwd: None, env: Vec::new(), timeout_ms: 0, stdin: false, keep: false }
     }
 }
 
@@ -326,6 +329,9 @@ pub struct Exited {
     pub oom_killed: bool,
     /// True when processes were still running after the main process ended, and were killed.
     pub leftovers_killed: bool,
+    /// True when the agent awaits another `Open` over this connection. Otherwise it closes it.
+    #[serde(skip_serializing_if = "is_false")]
+    pub kept: bool,
 }
 
 /// An operation failed. It is the last frame of its connection.

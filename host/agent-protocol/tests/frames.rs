@@ -13,8 +13,16 @@ fn program() -> impl Strategy<Value = Program> {
 }
 
 fn exec_request() -> impl Strategy<Value = ExecRequest> {
-    (program(), proptest::option::of(text()), vec((text(), text()), 0..4), any::<u64>(), any::<bool>())
-        .prop_map(|(program, cwd, env, timeout_ms, stdin)| ExecRequest { program, cwd, env, timeout_ms, stdin })
+    (program(), proptest::option::of(text()), vec((text(), text()), 0..4), any::<u64>(), any::<bool>()).prop_map(
+        |(program, cwd, env, timeout_ms, stdin)| ExecRequest {
+            program,
+            cwd,
+            env,
+            timeout_ms,
+            stdin,
+            keep: timeout_ms % 2 == 1,
+        },
+    )
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -171,7 +179,14 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
         vec(any::<u8>(), 0..2000).prop_map(GuestFrame::Stderr),
         (any::<Option<i32>>(), proptest::option::of(text()), any::<bool>(), any::<Option<u64>>()).prop_map(
             |(exit_code, signal, timed_out, cpu_us)| {
-                GuestFrame::Exited(Exited { exit_code, signal, timed_out, cpu_us, ..Exited::default() })
+                GuestFrame::Exited(Exited {
+                    exit_code,
+                    signal,
+                    timed_out,
+                    cpu_us,
+                    kept: timed_out,
+                    ..Exited::default()
+                })
             }
         ),
         any::<u32>().prop_map(GuestFrame::StdinCredit),

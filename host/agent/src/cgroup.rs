@@ -85,7 +85,13 @@ impl CgroupRoot {
             Some(name) => name,
             None => self.create()?,
         };
-        ExecCgroup::open(self.dir.as_fd(), name)
+        match ExecCgroup::open(self.dir.as_fd(), &name) {
+            Ok(cgroup) => Ok(cgroup),
+            Err(reason) => {
+                self.retired.push(name);
+                Err(reason)
+            }
+        }
     }
 
     /// Opens a cgroup for the next command if none is. A failure is for [`take`](Self::take) to tell.
@@ -170,16 +176,16 @@ impl Drop for CgroupRoot {
 }
 
 impl ExecCgroup {
-    fn open(parent: BorrowedFd<'_>, name: String) -> io::Result<Self> {
+    fn open(parent: BorrowedFd<'_>, name: &str) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(parent, name.as_str(), flags, Mode::empty())?;
+        let dir = openat(parent, name, flags, Mode::empty())?;
         let counter = |file| open_file(dir.as_fd(), file).ok();
         Ok(Self {
             events: open_file(dir.as_fd(), "cgroup.events")?,
             cpu: counter("cpu.stat"),
             memory_peak: counter("memory.peak"),
             memory_events: counter("memory.events"),
-            name,
+            name: name.to_owned(),
             dir,
         })
     }

@@ -38,6 +38,8 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 /// How long the host may be kept waiting for the word that a command runs. Most commands that end by then cost one message
 /// fewer, and one turn of the agent while they run.
 const START_HOLD: Duration = Duration::from_millis(10);
+/// The outputs of a command.
+const OUTPUTS: usize = 2;
 /// Stdin bytes passed on before the host is told. Half a window, so that the host never runs dry.
 const CREDIT_STEP_BYTES: usize = STDIN_WINDOW_BYTES / 4;
 
@@ -53,9 +55,27 @@ pub struct Context {
     pub null: OwnedFd,
     /// The working directory of commands that name none.
     pub default_cwd: String,
+    /// For the output of the next command: each our end, which does not block, and the command's.
+    pub pipes: Vec<(OwnedFd, OwnedFd)>,
 }
 
 impl Context {
+    /// Makes ready what the next command needs. What fails is for that command to tell.
+    pub fn spare(&mut self) {
+        if let Some(cgroups) = &mut self.cgroups {
+            cgroups.spare();
+        }
+        while self.pipes.len() < OUTPUTS
+            && let Ok(pipe) = output_pipe()
+        {
+            self.pipes.push(pipe);
+        }
+    }
+
+    fn output_pipe(&mut self) -> io::Result<(OwnedFd, OwnedFd)> {
+        self.pipes.pop().map_or_else(output_pipe, Ok)
+    }
+
     /// Makes events of `fd` known under `token` and `kind`.
     ///
     /// # Errors
@@ -81,6 +101,8 @@ pub struct Exec {
     cgroup: Option<ExecCgroup>,
     stdin: Option<Stdin>,
     takes_stdin: bool,
+    /// Whether the host would like to use the connection again.
+    keep: bool,
     stdout: Option<Output>,
     stderr: Option<Output>,
     started: Instant,
@@ -115,6 +137,14 @@ struct Output {
     ended: bool,
 }
 
+impl Output {
+    fn on_event(&mut self, flags: EventFlags) {
+        // A pipe without writers that is not readable is empty.
+        self.ended |= flags.contains(EventFlags::HUP) && !flags.contains(EventFlags::IN);
+        self.readable = true;
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Which {
     Stdout,
@@ -140,15 +170,15 @@ impl Exec {
     pub fn start(request: &ExecRequest, token: Token, context: &mut Context) -> Result<Self, ErrorReply> {
         let prepared = prepare(request, &context.default_cwd)?;
         let system = |what: &str, reason: io::Error| error(codes::INTERNAL, format!("cannot make {what}: {reason}"));
-        let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
-        let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?;
+        let (stdout, child_stdout) = context.output_pipe().map_err(|e| system("a pipe", e))?;
+        let (stderr, child_stderr) = context.output_pipe().map_err(|e| system("a pipe", e))?;
         let stdin = if request.stdin {
             Some(pipe_with(PipeFlags::CLOEXEC).map_err(|e| system("a pipe", e.into()))?)
         } else {
             None
         };
         let (child_stdin, stdin) = stdin.map_or((None, None), |(read, write)| (Some(read), Some(write)));
-        for ours in [Some(&stdout), Some(&stderr), stdin.as_ref()].into_iter().flatten() {
+        if let Some(ours) = &stdin {
             fcntl_setfl(ours, OFlags::NONBLOCK).map_err(|e| system("a pipe", e.into()))?;
         }
         let cgroup = match &mut context.cgroups {
@@ -193,6 +223,7 @@ impl Exec {
                 uncredited: 0,
             }),
             takes_stdin: request.stdin,
+            keep: request.keep,
             // What is true already when a descriptor is first watched is told as well.
             stdout: Some(Output { fd: stdout, readable: false, ended: false }),
             stderr: Some(Output { fd: stderr, readable: false, ended: false }),
@@ -229,10 +260,10 @@ impl Exec {
     }
 
     /// Notes that a descriptor is ready.
-    pub fn on_event(&mut self, kind: Kind) {
+    pub fn on_event(&mut self, kind: Kind, flags: EventFlags) {
         match kind {
-            Kind::Stdout => self.stdout.iter_mut().for_each(|output| output.readable = true),
-            Kind::Stderr => self.stderr.iter_mut().for_each(|output| output.readable = true),
+            Kind::Stdout => self.stdout.iter_mut().for_each(|output| output.on_event(flags)),
+            Kind::Stderr => self.stderr.iter_mut().for_each(|output| output.on_event(flags)),
             Kind::Stdin => self.stdin.iter_mut().for_each(|stdin| stdin.writable = true),
             Kind::MainProcess => self.may_have_ended = true,
             Kind::Cgroup => self.may_be_empty = true,
@@ -345,11 +376,14 @@ impl Exec {
         [deadline, drain, self.tell_at].into_iter().flatten().min()
     }
 
-    /// Sends the last frames, and ends the bookkeeping while the host reads them.
-    pub fn finish(mut self, stream: Option<&mut Stream>, context: &mut Context) {
+    /// Sends the last frames, and ends the bookkeeping while the host reads them. Returns true when the host was promised
+    /// that it can use the connection again.
+    pub fn finish(mut self, stream: Option<&mut Stream>, context: &mut Context) -> bool {
+        let mut kept = false;
         if let Some(stream) = stream {
             let frame = self.last_frame();
-            if matches!(frame, GuestFrame::Exited(_)) {
+            if let GuestFrame::Exited(exited) = &frame {
+                kept = exited.kept;
                 self.tell(stream);
             }
             stream.queue(&frame);
@@ -361,6 +395,7 @@ impl Exec {
         if let (Some(root), Some(cgroup)) = (&mut context.cgroups, self.cgroup) {
             root.retire(cgroup);
         }
+        kept
     }
 
     fn last_frame(&self) -> GuestFrame {
@@ -389,6 +424,7 @@ impl Exec {
             peak_memory_bytes: usage.peak_memory_bytes,
             oom_killed: usage.oom_killed,
             leftovers_killed: self.leftovers_killed,
+            kept: self.keep,
         })
     }
 
@@ -526,6 +562,13 @@ impl Exec {
             let _ = signal_group(self.pid, libc::SIGKILL);
         }
     }
+}
+
+/// Returns a pipe's end to read, which does not block, and the one to write.
+fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+    fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+    Ok((ours, theirs))
 }
 
 /// Returns true when the process has ended.

@@ -32,8 +32,8 @@ pub struct Operation {
 
 #[derive(Debug)]
 enum State {
-    /// The first frame is awaited.
-    Opening { until: Instant },
+    /// An `Open` is awaited: the first in time, later ones as long as the host wants.
+    Opening { until: Option<Instant> },
     /// A command runs.
     Exec(Box<Exec>),
     /// A worker is to do it as soon as one is free.
@@ -77,7 +77,7 @@ pub struct Shared {
 impl Operation {
     /// Returns an operation for a connection that the host made.
     pub fn accepted(stream: Stream, token: Token, now: Instant) -> Self {
-        Self { stream: Some(stream), state: State::Opening { until: now + OPEN_TIMEOUT }, token }
+        Self { stream: Some(stream), state: State::Opening { until: Some(now + OPEN_TIMEOUT) }, token }
     }
 
     /// Returns an operation that sends `frame` over a connection that is still being made.
@@ -96,11 +96,15 @@ impl Operation {
     }
 
     /// Notes that a descriptor is ready.
-    pub fn on_event(&mut self, kind: Kind, readable: bool, writable: bool, hung_up: bool) {
+    pub fn on_event(&mut self, kind: Kind, flags: EventFlags) {
+        let broken = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+        let hung_up = broken || flags.contains(EventFlags::RDHUP);
+        let readable = hung_up || flags.contains(EventFlags::IN);
+        let writable = broken || flags.contains(EventFlags::OUT);
         match &mut self.state {
             State::Relaying(relay) => return relay.on_event(kind == Kind::Stream, readable, writable),
             State::Connecting(connecting) if kind == Kind::Relay => return connecting.on_event(),
-            State::Exec(exec) if kind != Kind::Stream => return exec.on_event(kind),
+            State::Exec(exec) if kind != Kind::Stream => return exec.on_event(kind, flags),
             _ => {}
         }
         if let Some(stream) = &mut self.stream {
@@ -142,7 +146,7 @@ impl Operation {
             State::Relaying(relay) => progress |= relay.pump(&mut shared.scratch),
             _ => {}
         }
-        if let State::Opening { until } = &self.state
+        if let State::Opening { until: Some(until) } = &self.state
             && *until <= now
         {
             self.fail(shared, now, codes::PROTOCOL_VIOLATION, "no Open frame came in time".to_owned());
@@ -184,7 +188,7 @@ impl Operation {
     /// Returns the next moment at which [`step`](Self::step) must be called even if nothing happens.
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.state {
-            State::Opening { until } => Some(*until),
+            State::Opening { until } => *until,
             State::Exec(exec) => exec.wake_at(),
             State::Waiting(Wait::Read { wake, .. }) => Some(*wake),
             State::Waiting(Wait::Service { until, .. }) => *until,
@@ -226,7 +230,7 @@ impl Operation {
         let Some(stream) = self.stream.as_mut().filter(|_| wanted) else {
             return false;
         };
-        if !stream.receive(&mut shared.scratch) {
+        if !stream.receive(&mut shared.scratch, matches!(self.state, State::Opening { .. })) {
             return false;
         }
         while let Some(stream) = &mut self.stream {
@@ -241,6 +245,10 @@ impl Operation {
             if !matches!(self.state, State::Opening { .. } | State::Exec(_) | State::Typing(_)) {
                 break;
             }
+        }
+        // The answer of most commands is not far.
+        if let Some(stream) = self.stream.as_mut().filter(|_| !matches!(self.state, State::Exec(_))) {
+            stream.take_peeked(&mut shared.scratch);
         }
         true
     }
@@ -427,7 +435,12 @@ impl Operation {
     fn finish_exec(&mut self, shared: &mut Shared) {
         if let State::Exec(exec) = std::mem::replace(&mut self.state, State::Closing) {
             shared.execs = shared.execs.saturating_sub(1);
-            exec.finish(self.stream.as_mut(), &mut shared.context);
+            if let Some(stream) = &mut self.stream {
+                stream.take_peeked(&mut shared.scratch);
+            }
+            if exec.finish(self.stream.as_mut(), &mut shared.context) {
+                self.state = State::Opening { until: None };
+            }
         }
     }
 }

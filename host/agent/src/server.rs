@@ -216,7 +216,14 @@ impl Server {
             Workers::new().map_err(|source| ServerError::System { what: "make a descriptor for workers", source })?;
         add(workers.ended(), Kind::Workers).map_err(system("watch for ended workers"))?;
         let owns_system = config.child_signal.is_some();
-        let context = Context { spawner, cgroups: config.cgroups, epoll, null, default_cwd: config.default_cwd };
+        let context = Context {
+            spawner,
+            cgroups: config.cgroups,
+            epoll,
+            null,
+            default_cwd: config.default_cwd,
+            pipes: Vec::new(),
+        };
         let shared = Shared {
             context,
             workers,
@@ -269,12 +276,9 @@ impl Server {
                 self.accept(now);
             }
 
-            if self.shared.execs == 0
-                && self.due.is_empty()
-                && let Some(cgroups) = &mut self.shared.context.cgroups
-            {
+            if self.shared.execs == 0 && self.due.is_empty() {
                 // The host has its answer and thinks of the next command.
-                cgroups.spare();
+                self.shared.context.spare();
             }
             let timeout = self.timeout(Instant::now());
             events.clear();
@@ -371,11 +375,7 @@ impl Server {
                     return;
                 }
                 if let Some(operation) = &mut slot.operation {
-                    let broken = flags.intersects(EventFlags::HUP | EventFlags::ERR);
-                    let hung_up = broken || flags.contains(EventFlags::RDHUP);
-                    let readable = hung_up || flags.contains(EventFlags::IN);
-                    let writable = broken || flags.contains(EventFlags::OUT);
-                    operation.on_event(kind, readable, writable, hung_up);
+                    operation.on_event(kind, flags);
                     self.make_due(token.slot);
                 }
             }
@@ -533,7 +533,7 @@ impl Server {
                     if let Some(operation) =
                         self.slots.get_mut(usize::from(index)).and_then(|slot| slot.operation.as_mut())
                     {
-                        operation.on_event(Kind::MainProcess, false, false, false);
+                        operation.on_event(Kind::MainProcess, EventFlags::empty());
                     }
                     self.make_due(index);
                     // It hides other ended children until its operation has reaped it.

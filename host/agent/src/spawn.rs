@@ -96,6 +96,9 @@ impl Spawner {
     /// # Errors
     /// When there is no memory for a stack.
     pub fn new() -> io::Result<Self> {
+        // Descriptors that the agent opens close on execve by themselves; these are what it was started with.
+        // SAFETY: closes nothing now.
+        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
         let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(libc::RLIM_INFINITY);
         let files = libc::rlimit { rlim_cur: COMMAND_NOFILE_SOFT.min(hard), rlim_max: hard };
         Ok(Self { stacks: vec![Stack::new()?], files, ignored: ignored_signals() })
@@ -432,9 +435,6 @@ unsafe extern "C" fn child_main(child: *const Child) -> ! {
             check(child, STAGE_TERMINAL, call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0]));
         }
         check(child, STAGE_CWD, call(libc::SYS_fchdir, [child.cwd as usize, 0, 0, 0]));
-        // Every descriptor of the agent closes on execve by itself; this also covers any it was started with.
-        let flags = libc::CLOSE_RANGE_CLOEXEC as usize;
-        call(libc::SYS_close_range, [3, u32::MAX as usize, flags, 0]);
         let files = &raw const child.files as usize;
         call(libc::SYS_prlimit64, [0, libc::RLIMIT_NOFILE as usize, files, 0]);
 

@@ -17,6 +17,8 @@ const OUT_HIGH_BYTES: usize = 64 * 1024;
 pub struct Stream {
     fd: OwnedFd,
     decoder: FrameDecoder,
+    /// Bytes that the decoder has and the socket still holds.
+    peeked: usize,
     out: Vec<u8>,
     /// How much of `out` was sent.
     sent: usize,
@@ -36,6 +38,7 @@ impl Stream {
         Self {
             fd,
             decoder: FrameDecoder::new(),
+            peeked: 0,
             out: Vec::new(),
             sent: 0,
             readable: true,
@@ -63,14 +66,21 @@ impl Stream {
         self.decoder.next_host()
     }
 
-    /// Reads once. Returns true when bytes came.
-    pub fn receive(&mut self, scratch: &mut [u8]) -> bool {
+    /// Reads once. Returns true when bytes came. `peek` leaves them in the socket until [`take_peeked`](Self::take_peeked)
+    /// or the next read.
+    pub fn receive(&mut self, scratch: &mut [u8], peek: bool) -> bool {
+        if self.readable {
+            self.take_peeked(scratch);
+        }
+        let flags = if peek { RecvFlags::DONTWAIT | RecvFlags::PEEK } else { RecvFlags::DONTWAIT };
         while self.readable && !self.gone {
-            match rustix::net::recv(&self.fd, &mut *scratch, RecvFlags::DONTWAIT) {
+            match rustix::net::recv(&self.fd, &mut *scratch, flags) {
                 Ok((0, _)) => self.gone = true,
                 Ok((count, _)) => {
                     self.decoder.push(scratch.get(..count).unwrap_or_default());
-                    // A short read has most likely emptied the socket, but only `EAGAIN` is sure.
+                    self.peeked = if peek { count } else { 0 };
+                    // A short read has emptied the stream, and what comes later is an event again: epoll(7).
+                    self.readable = count == scratch.len();
                     return true;
                 }
                 Err(Errno::INTR) => {}
@@ -79,6 +89,19 @@ impl Stream {
             }
         }
         false
+    }
+
+    /// Takes what was peeked out of the socket. Linux tells the host of a vsock that is empty again, in a packet of its
+    /// own; just before an answer it goes out together with that.
+    pub fn take_peeked(&mut self, scratch: &mut [u8]) {
+        while self.peeked > 0 && !self.gone {
+            let wanted = self.peeked.min(scratch.len());
+            match rustix::net::recv(&self.fd, scratch.get_mut(..wanted).unwrap_or_default(), RecvFlags::DONTWAIT) {
+                Ok((count, _)) if count > 0 => self.peeked = self.peeked.saturating_sub(count),
+                Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => self.gone = true,
+            }
+        }
     }
 
     /// Queues a frame. One that does not fit is replaced by what does: an error frame without its message.

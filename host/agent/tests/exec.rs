@@ -38,6 +38,60 @@ fn exit_codes_and_split_streams() {
 }
 
 #[test]
+fn a_connection_is_kept_for_the_next_command() {
+    on_each(|agent| {
+        let request = |line: &str| ExecRequest { keep: true, ..ExecRequest::new(Program::Shell(line.to_owned())) };
+        let mut host = agent.connect();
+        for code in 0..5 {
+            host.send(&HostFrame::Open(Open::new(Op::Exec(request(&format!("echo {code}; exit {code}"))))));
+            assert!(matches!(host.next(), Some(GuestFrame::Started(_))));
+            let mut output = Vec::new();
+            let exited = loop {
+                match host.next() {
+                    Some(GuestFrame::Stdout(bytes)) => output.extend(bytes),
+                    Some(GuestFrame::Exited(exited)) => break exited,
+                    other => panic!("unexpected: {other:?}"),
+                }
+            };
+            assert_eq!((exited.exit_code, exited.kept), (Some(code), true));
+            assert_eq!(output, format!("{code}\n").as_bytes());
+        }
+        // An operation that ends with the connection, on one that was kept.
+        host.send(&HostFrame::Open(Open::new(Op::FileStat(FilePath { root: "/".into(), path: "/etc".into() }))));
+        assert_eq!(host.answer().entries.len(), 1);
+
+        // A command that cannot start closes it, and so does one that is not asked to keep it.
+        let mut host = agent.open(Op::Exec(ExecRequest { keep: true, ..argv(&["no-such-program"]) }));
+        assert_eq!(host.collect().error().code, codes::NOT_FOUND);
+        let mut host = agent.open(Op::Exec(argv(&["true"])));
+        assert!(!host.collect().exited().kept);
+    });
+}
+
+#[test]
+fn what_is_not_a_request_ends_a_kept_connection() {
+    on_each(|agent| {
+        let request = ExecRequest { keep: true, ..argv(&["true"]) };
+        let mut host = agent.open(Op::Exec(request));
+        while !matches!(host.next(), Some(GuestFrame::Exited(_))) {}
+        host.send(&HostFrame::Signal("TERM".into()));
+        assert_eq!(host.collect().error().code, codes::PROTOCOL_VIOLATION);
+    });
+}
+
+#[test]
+fn a_host_that_leaves_a_kept_connection_is_forgotten() {
+    on_each(|agent| {
+        for _ in 0..400 {
+            let request = ExecRequest { keep: true, ..argv(&["true"]) };
+            let mut host = agent.open(Op::Exec(request));
+            while !matches!(host.next(), Some(GuestFrame::Exited(_))) {}
+        }
+        assert_eq!(run(agent, argv(&["true"])).exited().exit_code, Some(0));
+    });
+}
+
+#[test]
 fn a_signal_is_told_by_name() {
     on_each(|agent| {
         let all = agent.shell("kill -SEGV $$").collect();

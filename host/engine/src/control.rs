@@ -101,6 +101,11 @@ pub(crate) enum Event {
         /// The machine, now running.
         machine: MachineInfo,
     },
+    /// What is known about the machine has changed.
+    Changed {
+        /// The machine as it is now.
+        machine: MachineInfo,
+    },
     /// The machine is gone, and this is the last line.
     Ended {
         /// Why, as the error that those who still use it get.

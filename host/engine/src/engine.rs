@@ -1,8 +1,9 @@
 //! The door to environments and machines.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -119,6 +120,8 @@ struct Inner {
     paths: Paths,
     options: EngineOptions,
     environments: Environments,
+    /// Handles that were asked for before, by id.
+    watched: Mutex<HashMap<String, Machine>>,
 }
 
 impl Engine {
@@ -135,7 +138,7 @@ impl Engine {
         if let Some(kernel) = &options.kernel {
             environments = environments.with_kernel(kernel.clone());
         }
-        Ok(Self { inner: Arc::new(Inner { paths, options, environments }) })
+        Ok(Self { inner: Arc::new(Inner { paths, options, environments, watched: Mutex::default() }) })
     }
 
     /// Returns the environments machines are made from.
@@ -273,6 +276,10 @@ impl Engine {
         if !run_dir::is_live(&self.inner.paths.run, id) {
             return Err(none());
         }
+        let watched = || self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(machine) = watched().get(id).filter(|machine| machine.is_watched()) {
+            return Ok(machine.clone());
+        }
         let dir = self.inner.paths.run.join(id);
         let attached = async {
             let events = machine::connect(&dir).await?;
@@ -284,7 +291,11 @@ impl Engine {
         let (Some(info), Some(timings)) = body.map(|body| (body.machine, body.timings))? else {
             return Err(none());
         };
-        Ok(Machine::new(info, timings, dir, Arc::new(events), LineBuffer::new(MAX_REPLY)))
+        let machine = Machine::new(info, timings, dir, Arc::new(events), LineBuffer::new(MAX_REPLY));
+        let mut watched = watched();
+        watched.retain(|_, machine| machine.is_watched());
+        watched.insert(id.to_owned(), machine.clone());
+        Ok(machine)
     }
 
     async fn status(&self, id: &str) -> Result<OkBody, EngineError> {

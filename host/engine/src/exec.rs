@@ -1,7 +1,8 @@
 //! Running one command in a machine.
 //!
-//! One command is one connection. The request is sent once: a connection that is lost after that is reported, never
-//! repeated. Dropping the session closes the connection, and the agent then kills everything the command started.
+//! One command has a connection for itself, and leaves it to the next when it was sent nothing but its request. The
+//! request is sent once: a connection that is lost after that is reported, never repeated. Dropping the session closes the
+//! connection, and the agent then kills everything the command started.
 //!
 //! Nothing is buffered here beyond one read: when the caller does not ask for the next event, the socket fills, then
 //! the guest's, and the command waits.
@@ -108,6 +109,8 @@ pub struct ExecSession {
     buffer: Vec<u8>,
     deadline: Instant,
     timeout: Duration,
+    /// True once the command has ended and the agent awaits another over the connection.
+    reusable: bool,
 }
 
 /// Writes to a command's standard input and sends it signals; cheap to clone and usable beside [`ExecSession::next`],
@@ -133,9 +136,9 @@ enum Phase {
 
 #[derive(Debug)]
 struct Connection {
-    stream: UnixStream,
-    /// Keeps frames whole when several tasks write.
-    writing: AsyncMutex<()>,
+    stream: Arc<UnixStream>,
+    /// Keeps frames whole when several tasks write. True once more than the request was written.
+    writing: AsyncMutex<bool>,
     /// Bytes of standard input that may still be sent before the guest reads some.
     window: Semaphore,
     /// Bytes that were sent and not credited yet, so that a guest cannot make the window larger than it was.
@@ -186,6 +189,8 @@ impl ExecRequest {
             env: self.env.clone(),
             timeout_ms,
             stdin: self.stdin,
+            // Of input the guest may still have some on its way when the command ends.
+            keep: !self.stdin,
         })))
     }
 }
@@ -203,17 +208,25 @@ impl ExecExit {
 
 impl ExecSession {
     pub(crate) async fn start(machine: Machine, request: &ExecRequest) -> Result<Self, EngineError> {
-        // The request goes out together with the wish to connect, which saves a round trip between two processes. The
-        // VM process passes it on only after it said that the guest was reached.
-        let mut bytes = crate::control::line(&Request::Connect { port: AGENT_PORT });
-        HostFrame::Open(request.open()?).encode(&mut bytes).map_err(|e| {
+        let mut open = Vec::new();
+        HostFrame::Open(request.open()?).encode(&mut open).map_err(|e| {
             EngineError::new(ErrorCode::InvalidArgument, format!("the command does not fit into a request: {e}"))
                 .with_hint("write long input to standard input, or to a file first")
         })?;
-        let stream = machine.control().await?;
+        let (stream, bytes, phase) = match machine.take_kept() {
+            Some(stream) => (stream, open, Phase::Sent),
+            None => {
+                // The request goes out together with the wish to connect, which saves a round trip between two
+                // processes. The VM process passes it on only after it said that the guest was reached.
+                let mut bytes = crate::control::line(&Request::Connect { port: AGENT_PORT });
+                bytes.append(&mut open);
+                (Arc::new(machine.control().await?), bytes, Phase::Connecting)
+            }
+        };
+        let reply = matches!(phase, Phase::Connecting).then(|| LineBuffer::new(MAX_REPLY));
         let connection = Arc::new(Connection {
             stream,
-            writing: AsyncMutex::new(()),
+            writing: AsyncMutex::new(false),
             window: Semaphore::new(STDIN_WINDOW_BYTES),
             outstanding: Mutex::new(0),
         });
@@ -222,13 +235,15 @@ impl ExecSession {
         if let Err(error) = connection.send(&bytes).await {
             tracing::debug!(%error, "the request was not taken as a whole");
         }
+        *connection.writing.lock().await = false;
         // No timer can count further than this, and no machine lives this long.
         let wait = request.timeout.min(Duration::from_secs(86_400)) + TIMEOUT_GRACE;
         Ok(Self {
             machine,
             connection,
-            phase: Phase::Connecting,
-            reply: Some(LineBuffer::new(MAX_REPLY)),
+            phase,
+            reply,
+            reusable: false,
             decoder: FrameDecoder::new(),
             buffer: Vec::new(),
             deadline: Instant::now() + wait,
@@ -316,8 +331,11 @@ impl ExecSession {
                 GuestFrame::Stdout(bytes) => ExecEvent::Stdout(bytes.into()),
                 GuestFrame::Stderr(bytes) => ExecEvent::Stderr(bytes.into()),
                 GuestFrame::Exited(exited) => {
+                    self.reusable = exited.kept;
                     let exit = exit(exited);
-                    self.connection.close();
+                    if !self.reusable {
+                        self.connection.close();
+                    }
                     self.phase = Phase::Ended(exit.clone());
                     ExecEvent::Exited(exit)
                 }
@@ -385,8 +403,15 @@ impl ExecSession {
 
 impl Drop for ExecSession {
     fn drop(&mut self) {
-        // Handles for input may still exist, so the socket is shut down rather than left to its last owner.
-        self.connection.close();
+        if self.reusable
+            && let Some(connection) = Arc::get_mut(&mut self.connection)
+            && !*connection.writing.get_mut()
+        {
+            self.machine.keep(Arc::clone(&connection.stream));
+        } else {
+            // Handles for input may still exist, so the socket is shut down rather than left to its last owner.
+            self.connection.close();
+        }
     }
 }
 
@@ -446,7 +471,8 @@ impl ExecInput {
 impl Connection {
     /// Writes everything. A future dropped half-way leaves a cut frame, so the connection is then closed.
     async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let _writing = self.writing.lock().await;
+        let mut written = self.writing.lock().await;
+        *written = true;
         let mut whole = CloseUnlessDone { connection: self, done: false };
         let mut result = Ok(());
         while !bytes.is_empty() && result.is_ok() {
@@ -596,12 +622,101 @@ mod tests {
         assert_eq!(exit(None, Some("SIGSYS")), 159);
     }
 
+    /// A VM process and an agent: every request of a connection ends with the exit code that `codes` says, a client's
+    /// number and the request's. Returns for each connection how many requests came over it.
+    fn answer_clients(listener: &std::os::unix::net::UnixListener, keeps: &[&[bool]]) -> Vec<usize> {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let mut asked = Vec::new();
+        for keeps in keeps {
+            let mut client = BufReader::new(listener.accept().unwrap().0);
+            client.read_line(&mut String::new()).unwrap();
+            client.get_mut().write_all(b"{\"ok\":{}}\n").unwrap();
+            let mut decoder = FrameDecoder::new();
+            let mut requests = 0;
+            for &kept in *keeps {
+                let frame = loop {
+                    if let Some(frame) = decoder.next_host().unwrap() {
+                        break frame;
+                    }
+                    let mut bytes = [0; 4096];
+                    let count = client.read(&mut bytes).unwrap();
+                    assert!(count > 0, "the client left");
+                    decoder.push(&bytes[..count]);
+                };
+                assert!(matches!(frame, HostFrame::Open(Open { op: Op::Exec(_), .. })), "{frame:?}");
+                requests += 1;
+                let exited = protocol::Exited { exit_code: Some(requests), kept, ..Default::default() };
+                let mut bytes = Vec::new();
+                GuestFrame::Started(protocol::Started { pid: 7 }).encode(&mut bytes).unwrap();
+                GuestFrame::Exited(exited).encode(&mut bytes).unwrap();
+                client.get_mut().write_all(&bytes).unwrap();
+            }
+            asked.push(usize::try_from(requests).unwrap());
+        }
+        asked
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_agent_keeps_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        // The first connection is used three times, and closed by the agent although it promised to keep it; the second
+        // is not kept.
+        let agent = std::thread::spawn(move || answer_clients(&listener, &[&[true, true, true], &[false], &[true]]));
+        let (events, _peer) = UnixStream::pair().unwrap();
+        let machine = crate::machine::tests::handle(dir.path(), events);
+        let mut codes = Vec::new();
+        for round in 0..5 {
+            if round == 3 {
+                // The agent has to be seen leaving.
+                while let Some(stream) = machine.take_kept() {
+                    machine.keep(stream);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            let mut session = machine.exec(request()).await.unwrap();
+            assert_eq!(session.next().await.unwrap(), ExecEvent::Started { pid: 7 });
+            let ExecEvent::Exited(exit) = session.next().await.unwrap() else { panic!("no end") };
+            codes.push(exit.exit_code.unwrap());
+        }
+        assert_eq!(codes, [1, 2, 3, 1, 1]);
+        assert_eq!(agent.join().unwrap(), [3, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_sent_more_than_a_request_is_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        let agent = std::thread::spawn(move || answer_clients(&listener, &[&[true], &[true], &[true]]));
+        let (events, _peer) = UnixStream::pair().unwrap();
+        let machine = crate::machine::tests::handle(dir.path(), events);
+        for round in 0..3 {
+            let mut session = machine.exec(request()).await.unwrap();
+            let input = session.input();
+            while !matches!(session.next().await.unwrap(), ExecEvent::Exited(_)) {}
+            match round {
+                // A signal may still be on its way, and a handle may still send one.
+                0 => drop(input.signal("TERM").await),
+                1 => {
+                    drop(session);
+                    assert!(input.signal("TERM").await.is_err());
+                    continue;
+                }
+                _ => {}
+            }
+            drop(input);
+            drop(session);
+            assert_eq!(machine.kept_count(), usize::from(round == 2));
+        }
+        assert_eq!(agent.join().unwrap(), [1, 1, 1]);
+    }
+
     #[tokio::test]
     async fn a_guest_cannot_widen_the_input_window() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let connection = Connection {
-            stream: ours,
-            writing: AsyncMutex::new(()),
+            stream: Arc::new(ours),
+            writing: AsyncMutex::new(false),
             window: Semaphore::new(10),
             outstanding: Mutex::new(0),
         };

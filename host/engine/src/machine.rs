@@ -5,7 +5,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -31,6 +31,9 @@ const LEFTOVER_TRIES: (u32, Duration) = (50, Duration::from_millis(4));
 /// How long a VM process may take to end, after it was asked to.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// Connections to the agent that are kept for the next commands.
+const MAX_KEPT: usize = 4;
+
 /// A running machine; cheap to clone. Dropping the last handle of an owned machine ends it.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -39,13 +42,16 @@ pub struct Machine {
 
 #[derive(Debug)]
 struct Inner {
-    info: MachineInfo,
+    id: String,
+    info: Arc<Mutex<MachineInfo>>,
     timings: BootTimings,
     dir: PathBuf,
     events: Arc<UnixStream>,
     ended: watch::Receiver<Option<EngineError>>,
     /// True once nobody wants to know of the machine any more.
     let_go: Arc<AtomicBool>,
+    /// Connections over which the agent awaits a command.
+    kept: Mutex<Vec<Arc<UnixStream>>>,
 }
 
 impl Machine {
@@ -59,34 +65,38 @@ impl Machine {
     ) -> Self {
         let (tell, ended) = watch::channel(None);
         let id = info.id.clone();
+        let info = Arc::new(Mutex::new(info));
+        let known = Arc::clone(&info);
+        let gone = id.clone();
         let stream = Arc::clone(&events);
         let left = dir.clone();
         let let_go = Arc::new(AtomicBool::new(false));
         let was_let_go = Arc::clone(&let_go);
         // Ends when the socket does, and that happens at the latest when the last handle is dropped.
         tokio::spawn(async move {
-            let error = match last_words(&stream, buffer).await {
+            let error = match last_words(&stream, buffer, &known).await {
                 Some(error) => error,
                 None if was_let_go.load(Ordering::Acquire) => return,
                 None => {
                     // It could not tidy up. Those who hear of its end find nothing of it any more.
                     let _ = tokio::task::spawn_blocking(move || remove_leftover(&left)).await;
-                    EngineError::new(ErrorCode::MachineDied, format!("the VM process of machine {id} is gone"))
+                    EngineError::new(ErrorCode::MachineDied, format!("the VM process of machine {gone} is gone"))
                 }
             };
             let _ = tell.send(Some(error));
         });
-        Self { inner: Arc::new(Inner { info, timings, dir, events, ended, let_go }) }
+        let kept = Mutex::default();
+        Self { inner: Arc::new(Inner { id, info, timings, dir, events, ended, let_go, kept }) }
     }
 
     /// Returns its id: twelve hexadecimal digits.
     pub fn id(&self) -> &str {
-        &self.inner.info.id
+        &self.inner.id
     }
 
-    /// Returns what was known when this handle was made.
-    pub fn info(&self) -> &MachineInfo {
-        &self.inner.info
+    /// Returns what is known about it.
+    pub fn info(&self) -> MachineInfo {
+        self.inner.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns where the time of its boot went.
@@ -222,6 +232,32 @@ impl Machine {
         }
     }
 
+    /// Whether it runs, as far as this handle was told. A handle of a runtime that is gone is told nothing.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.inner.ended.has_changed().is_ok() && self.inner.ended.borrow().is_none()
+    }
+
+    /// Returns a connection over which the agent awaits a command.
+    pub(crate) fn take_kept(&self) -> Option<Arc<UnixStream>> {
+        let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(stream) = kept.pop() {
+            // The agent says nothing before it is asked: what there is to read is the end.
+            let silent = rustix::net::recv(&stream, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+            if matches!(silent, Err(rustix::io::Errno::AGAIN)) {
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next command.
+    pub(crate) fn keep(&self, stream: Arc<UnixStream>) {
+        let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MAX_KEPT {
+            kept.push(stream);
+        }
+    }
+
     /// Connects to the VM process.
     pub(crate) async fn control(&self) -> Result<UnixStream, EngineError> {
         match connect(&self.inner.dir).await {
@@ -351,10 +387,13 @@ pub(crate) async fn next_event(stream: &UnixStream, buffer: &mut LineBuffer) -> 
     }
 }
 
-async fn last_words(stream: &UnixStream, mut buffer: LineBuffer) -> Option<EngineError> {
+/// Returns why the machine ended, and notes until then what changes.
+async fn last_words(stream: &UnixStream, mut buffer: LineBuffer, known: &Mutex<MachineInfo>) -> Option<EngineError> {
     loop {
-        if let Event::Ended { error } = next_event(stream, &mut buffer).await? {
-            return Some(error);
+        match next_event(stream, &mut buffer).await? {
+            Event::Ended { error } => return Some(error),
+            Event::Changed { machine } => *known.lock().unwrap_or_else(PoisonError::into_inner) = machine,
+            Event::Ready { .. } => {}
         }
     }
 }
@@ -375,11 +414,68 @@ fn remove_leftover(dir: &Path) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::spec::{ExecutionMode, Lifetime, MachineState};
+
+    impl Machine {
+        /// Returns how many connections are kept.
+        pub(crate) fn kept_count(&self) -> usize {
+            self.inner.kept.lock().unwrap().len()
+        }
+    }
+
+    fn info() -> MachineInfo {
+        MachineInfo {
+            id: "0123456789ab".to_owned(),
+            environment: "debian:12".to_owned(),
+            environment_version: "1".to_owned(),
+            vcpu_count: 1,
+            mem_mib: 256,
+            ttl_seconds: 60,
+            created_at: 0.0,
+            expires_at: 60.0,
+            state: MachineState::Running,
+            lifetime: Lifetime::Owned,
+            execution_mode: ExecutionMode::MicrovmQemuTcg,
+        }
+    }
+
+    /// Returns a handle to a machine whose run directory is `dir`.
+    pub(crate) fn handle(dir: &Path, events: UnixStream) -> Machine {
+        let buffer = LineBuffer::new(MAX_REPLY);
+        Machine::new(info(), BootTimings::default(), dir.to_owned(), Arc::new(events), buffer)
+    }
+
+    #[tokio::test]
+    async fn a_handle_is_told_of_changes_until_the_end() {
+        let (events, mut peer) = UnixStream::pair().unwrap();
+        let machine = handle(Path::new("/nowhere"), events);
+        assert!(machine.is_watched());
+        let changed = Event::Changed { machine: MachineInfo { expires_at: 90.0, ..info() } };
+        peer.write_all(&crate::control::line(&changed)).await.unwrap();
+        while machine.info().expires_at != 90.0 {
+            tokio::task::yield_now().await;
+        }
+        let error = EngineError::new(ErrorCode::Expired, "its time is over");
+        peer.write_all(&crate::control::line(&Event::Ended { error })).await.unwrap();
+        assert_eq!(machine.ended().await.code(), ErrorCode::Expired);
+        assert!(!machine.is_watched());
+    }
+
+    #[test]
+    fn a_handle_of_a_runtime_that_is_gone_is_not_watched() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (machine, _peer) = runtime.block_on(async {
+            let (events, peer) = UnixStream::pair().unwrap();
+            (handle(Path::new("/nowhere"), events), peer)
+        });
+        assert!(machine.is_watched());
+        drop(runtime);
+        assert!(!machine.is_watched());
+    }
 
     #[tokio::test]
     async fn what_follows_a_reply_stays_in_the_socket() {
@@ -398,24 +494,10 @@ mod tests {
         let (dir, leftover) = (run.path().join("0123456789ab"), run.path().join("ba9876543210"));
         std::fs::create_dir(&dir).unwrap();
         std::fs::create_dir(&leftover).unwrap();
-        let info = MachineInfo {
-            id: "0123456789ab".to_owned(),
-            environment: "debian:12".to_owned(),
-            environment_version: "1".to_owned(),
-            vcpu_count: 1,
-            mem_mib: 256,
-            ttl_seconds: 60,
-            created_at: 0.0,
-            expires_at: 60.0,
-            state: MachineState::Running,
-            lifetime: Lifetime::Owned,
-            execution_mode: ExecutionMode::MicrovmQemuTcg,
-        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (events, mut peer) = UnixStream::pair().unwrap();
-            let buffer = LineBuffer::new(MAX_REPLY);
-            drop(Machine::new(info, BootTimings::default(), dir, Arc::new(events), buffer));
+            drop(handle(&dir, events));
             assert_eq!(peer.read(&mut [0]).await.unwrap(), 0);
             for _ in 0..100 {
                 tokio::task::yield_now().await;

@@ -72,16 +72,26 @@ pub(crate) async fn boot(run: &Path, options: &EngineOptions, boot: Boot) -> Res
     let (dir, channel) = spawned.await.map_err(|e| EngineError::new(ErrorCode::Internal, format!("boot: {e}")))??;
     let channel = UnixStream::from_std(channel).map_err(|e| EngineError::io("watch the VM process", &e))?;
     let mut buffer = LineBuffer::new(MAX_REPLY);
-    let event = tokio::time::timeout(limit, next_event(&channel, &mut buffer)).await.map_err(|_| {
+    let word = async {
+        loop {
+            match next_event(&channel, &mut buffer).await {
+                Some(Event::Changed { .. }) => {}
+                Some(Event::Ready { timings, machine }) => return Some(Ok((timings, machine))),
+                Some(Event::Ended { error }) => return Some(Err(error)),
+                None => return None,
+            }
+        }
+    };
+    let word = tokio::time::timeout(limit, word).await.map_err(|_| {
         EngineError::new(ErrorCode::BootTimeout, format!("the VM process said nothing for {} s", limit.as_secs()))
     })?;
-    match event {
-        Some(Event::Ready { mut timings, machine }) => {
+    match word {
+        Some(Ok((mut timings, machine))) => {
             timings.prepare_ms = prepared.as_secs_f64() * 1e3;
             timings.total_ms = (prepared + begun.elapsed()).as_secs_f64() * 1e3;
             Ok(Machine::new(machine, timings, dir, Arc::new(channel), buffer))
         }
-        Some(Event::Ended { error }) => Err(error),
+        Some(Err(error)) => Err(error),
         None => {
             let log = log_tail(&dir);
             // It is gone, so its directory is a leftover.

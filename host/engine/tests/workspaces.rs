@@ -68,6 +68,10 @@ async fn a_workspace_lives_until_it_is_deleted() {
     let updated = other.update(&id, Workspace, &change).await.unwrap().record;
     assert_eq!((updated.name, updated.labels), (None, vec![("a".to_owned(), "9".to_owned())]));
     assert!((machine.status().await.unwrap().expires_at - updated.expires_at).abs() < 0.001);
+    // A handle that was there before is told of it.
+    while (machine.info().expires_at - updated.expires_at).abs() >= 0.001 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     let absurd = RecordUpdate { ttl_seconds: Some(1), ..RecordUpdate::default() };
     assert_eq!(other.update(&id, Workspace, &absurd).await.unwrap_err().code(), ErrorCode::InvalidArgument);
 

@@ -329,6 +329,12 @@ impl Server {
                 if expires_at.is_finite() {
                     self.config.expires_at = expires_at;
                     self.expires = Instant::now() + self.config.time_left();
+                    let changed = line(&Event::Changed { machine: self.config.describe(self.state) });
+                    let watchers = self.watchers.iter().flatten().map(|watcher| &watcher.stream);
+                    for mut watcher in self.maker.iter().chain(watchers) {
+                        // One that does not read does not want to know.
+                        let _ = watcher.write_all(&changed);
+                    }
                     answer(&stream, &Reply::Ok(OkBody::default()));
                 } else {
                     let error = EngineError::new(ErrorCode::InvalidArgument, "expires_at is not a time");

@@ -408,7 +408,7 @@ impl Workspaces {
     /// Brings a record whose change failed back to what the database says. The caller holds its lock.
     pub(super) async fn or_undo<T>(&self, id: &str, done: Result<T, EngineError>) -> Result<T, EngineError> {
         if done.is_err()
-            && let Ok(Some(record)) = self.db(|store| store.get(id))
+            && let Ok(Some(record)) = self.look(|store| store.get(id))
             && let Err(error) = self.settle(record).await
         {
             // The intent is still written down, so the next look tries again.
@@ -437,7 +437,7 @@ impl Workspaces {
     }
 
     pub(super) fn snapshot(&self, id: &str, name: &str) -> Result<SnapshotRow, EngineError> {
-        let snapshots = self.db(|store| store.snapshots(id))?;
+        let snapshots = self.look(|store| store.snapshots(id))?;
         snapshots.into_iter().find(|snapshot| snapshot.name == name).ok_or_else(|| {
             EngineError::new(
                 ErrorCode::NotFound,

@@ -142,7 +142,7 @@ impl Workspaces {
     pub async fn list(&self, kind: RecordKind) -> Result<Vec<RecordInfo>, EngineError> {
         self.tidy().await;
         let mut infos = Vec::new();
-        for record in self.db(|store| store.all(kind))? {
+        for record in self.look(|store| store.all(kind))? {
             match self.refresh(record).await {
                 Ok(record) => infos.push(self.describe(record)?),
                 Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::Expired) => {}
@@ -163,7 +163,7 @@ impl Workspaces {
     pub async fn reap(&self, kind: RecordKind) -> Result<Vec<String>, EngineError> {
         self.tidy().await;
         let mut reaped = Vec::new();
-        for record in self.db(|store| store.all(kind))? {
+        for record in self.look(|store| store.all(kind))? {
             let id = record.id.clone();
             match self.refresh(record).await {
                 Err(error) if error.code() == ErrorCode::Expired => reaped.push(id),
@@ -246,7 +246,7 @@ impl Workspaces {
     /// # Errors
     /// `internal` when the database fails.
     pub fn commands(&self, id: &str, after: u64, limit: u32) -> Result<Vec<CommandRow>, EngineError> {
-        self.db(|store| store.commands(id, after, limit))
+        self.look(|store| store.commands(id, after, limit))
     }
 
     /// Returns what was kept of a command's stdout and stderr.
@@ -254,7 +254,7 @@ impl Workspaces {
     /// # Errors
     /// `not_found`, `internal`.
     pub fn command_output(&self, id: &str, sequence: u64) -> Result<(Vec<u8>, Vec<u8>), EngineError> {
-        self.db(|store| store.command_output(id, sequence))?
+        self.look(|store| store.command_output(id, sequence))?
             .ok_or_else(|| EngineError::new(ErrorCode::NotFound, format!("workspace `{id}` has no command {sequence}")))
     }
 
@@ -263,7 +263,12 @@ impl Workspaces {
         self.inner.dir.join(id)
     }
 
-    /// Uses the database. It waits for the disk, and for other processes.
+    /// Reads from the database, which waits for nobody.
+    fn look<T>(&self, act: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, EngineError> {
+        Ok(act(&self.inner.store)?)
+    }
+
+    /// Changes the database. It waits for the disk, and for other processes.
     fn db<T>(&self, act: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, EngineError> {
         let store = &self.inner.store;
         let done = match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
@@ -286,8 +291,8 @@ impl Workspaces {
     }
 
     fn describe(&self, record: Record) -> Result<RecordInfo, EngineError> {
-        let (command_count, last_command) = self.db(|store| store.command_summary(&record.id))?;
-        let secrets = self.db(|store| store.secrets(&record.id))?;
+        let (command_count, last_command) = self.look(|store| store.command_summary(&record.id))?;
+        let secrets = self.look(|store| store.secrets(&record.id))?;
         Ok(RecordInfo { record: record.view, command_count, last_command, secrets })
     }
 
@@ -301,7 +306,7 @@ impl Workspaces {
         if !run_dir::valid_id(id) {
             return Err(none(id, kind));
         }
-        match self.db(|store| store.get(id))? {
+        match self.look(|store| store.get(id))? {
             Some(record) if record.kind == kind && record.state != RecordState::Deleting => Ok(record),
             _ => Err(none(id, kind)),
         }

@@ -38,7 +38,7 @@ impl Workspaces {
             };
         };
         // It may have changed between the look and the lock.
-        let Some(record) = self.db(|store| store.get(&record.id))? else {
+        let Some(record) = self.look(|store| store.get(&record.id))? else {
             lock.remove();
             return Err(none(&record.id, record.kind));
         };
@@ -111,8 +111,8 @@ impl Workspaces {
     /// Removes the files of a record's directory that no row names.
     pub(super) fn sweep_files(&self, record: &Record) -> Result<(), EngineError> {
         let dir = self.record_dir(&record.id);
-        let snapshots = self.db(|store| store.snapshots(&record.id))?;
-        let secrets = self.db(|store| store.secrets(&record.id))?;
+        let snapshots = self.look(|store| store.snapshots(&record.id))?;
+        let secrets = self.look(|store| store.secrets(&record.id))?;
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -138,7 +138,7 @@ impl Workspaces {
     /// Undoes or finishes what other processes left in the middle, of records of any kind, and removes files that belong
     /// to no record. What fails is left for the next look.
     pub(super) async fn tidy(&self) {
-        let unfinished = self.db(Store::unfinished).unwrap_or_default();
+        let unfinished = self.look(Store::unfinished).unwrap_or_default();
         for record in unfinished {
             let id = record.id.clone();
             if let Err(error) = self.refresh(record).await
@@ -152,7 +152,7 @@ impl Workspaces {
             let name = entry.file_name();
             let Some(id) = name.to_str().map(|name| name.strip_suffix(".lock").unwrap_or(name)) else { continue };
             // Only a record's lock makes sure that nobody is making it just now.
-            let orphan = |this: &Self| matches!(this.db(|store| store.get(id)), Ok(None));
+            let orphan = |this: &Self| matches!(this.look(|store| store.get(id)), Ok(None));
             if run_dir::valid_id(id)
                 && orphan(self)
                 && let Ok(Some(lock)) = RecordLock::try_take(&self.inner.dir, id)

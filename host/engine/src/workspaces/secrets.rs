@@ -136,7 +136,7 @@ impl Workspaces {
     /// `not_found`, `expired`.
     pub async fn secrets(&self, id: &str) -> Result<Vec<SecretRow>, EngineError> {
         self.current(id, RecordKind::Workspace).await?;
-        self.db(|store| store.secrets(id))
+        self.look(|store| store.secrets(id))
     }
 
     /// Keeps a secret, in the place of one of that name. A started workspace's machine gets it at once.
@@ -149,7 +149,7 @@ impl Workspaces {
         let (this, id) = (self.clone(), id.to_owned());
         self.change(move |_cancel| async move {
             let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
-            let known = this.db(|store| store.secrets(&id))?;
+            let known = this.look(|store| store.secrets(&id))?;
             let old = known.iter().find(|row| row.name == secret.name);
             if old.is_none() {
                 check_count(known.len() + 1)?;
@@ -220,7 +220,7 @@ impl Workspaces {
         let (this, id, name) = (self.clone(), id.to_owned(), name.to_owned());
         self.change(move |_cancel| async move {
             let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
-            let known = this.db(|store| store.secrets(&id))?;
+            let known = this.look(|store| store.secrets(&id))?;
             let Some(old) = known.iter().find(|row| row.name == name) else {
                 return Err(EngineError::new(
                     ErrorCode::NotFound,
@@ -258,8 +258,11 @@ impl Workspaces {
         let mut values: Vec<_> = self.values(id).await?.into_iter().map(|(_, value)| value).collect();
         let Some(machine) = record.machine_id.clone() else { return Ok(values) };
         let dir = self.record_dir(id);
+        let files = retired(&dir, &machine).map_err(|e| EngineError::io("look for replaced secrets", &e))?;
+        if files.is_empty() {
+            return Ok(values);
+        }
         let read = move || {
-            let files = retired(&dir, &machine)?;
             let values = files.iter().map(|file| match load(&dir.join(file)) {
                 // The machine has just ended, and nothing comes from it any more.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -285,7 +288,7 @@ impl Workspaces {
         let mut tries = 3;
         loop {
             tries -= 1;
-            let rows = self.db(|store| store.secrets(id))?;
+            let rows = self.look(|store| store.secrets(id))?;
             if rows.is_empty() {
                 return Ok(Vec::new());
             }

@@ -31,7 +31,7 @@ impl Workspaces {
         let (this, id, name) = (self.clone(), id.to_owned(), name.to_owned());
         self.change(move |_cancel| async move {
             let (_lock, mut record) = this.locked(&id, RecordKind::Workspace).await?;
-            if this.db(|store| store.snapshots(&id))?.iter().any(|snapshot| snapshot.name == name) {
+            if this.look(|store| store.snapshots(&id))?.iter().any(|snapshot| snapshot.name == name) {
                 return Err(EngineError::new(
                     ErrorCode::AlreadyExists,
                     format!("snapshot '{}' already exists in workspace '{id}'", name.escape_debug()),
@@ -76,7 +76,7 @@ impl Workspaces {
     /// `not_found`, `expired`.
     pub async fn snapshots(&self, id: &str) -> Result<Vec<SnapshotRow>, EngineError> {
         self.current(id, RecordKind::Workspace).await?;
-        let mut snapshots = self.db(|store| store.snapshots(id))?;
+        let mut snapshots = self.look(|store| store.snapshots(id))?;
         snapshots.sort_by_key(|snapshot| snapshot.name != BASELINE);
         Ok(snapshots)
     }

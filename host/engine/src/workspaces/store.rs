@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 /// The version of the tables below; a database of a newer pyro is refused.
@@ -313,9 +313,10 @@ type Kept = (Vec<u8>, Vec<u8>);
 /// The database, opened.
 #[derive(Debug)]
 pub struct Store {
-    // Calls are short and come from blocking threads; SQLite's own locks are
-    // what orders processes.
+    // Calls are short; SQLite's own locks are what orders processes.
     connection: Mutex<Connection>,
+    /// For what only reads: it waits for no writer.
+    reader: Mutex<Connection>,
 }
 
 impl Store {
@@ -343,7 +344,10 @@ impl Store {
         } else if version > SCHEMA_VERSION {
             return Err(StoreError::Newer { found: version });
         }
-        Ok(Self { connection: Mutex::new(connection) })
+        let reader =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        reader.busy_timeout(BUSY)?;
+        Ok(Self { connection: Mutex::new(connection), reader: Mutex::new(reader) })
     }
 
     /// Adds a record.
@@ -415,7 +419,7 @@ impl Store {
     ///
     /// When the database fails.
     pub fn get(&self, id: &str) -> Result<Option<Record>, StoreError> {
-        let connection = self.lock();
+        let connection = self.reader();
         let mut statement = connection.prepare_cached("SELECT * FROM records WHERE id = ?1")?;
         let mut rows = statement.query([id])?;
         rows.next()?.map(record).transpose()
@@ -427,7 +431,7 @@ impl Store {
     ///
     /// When the database fails.
     pub fn all(&self, kind: RecordKind) -> Result<Vec<Record>, StoreError> {
-        let connection = self.lock();
+        let connection = self.reader();
         let mut statement = connection.prepare_cached("SELECT * FROM records WHERE kind = ?1 ORDER BY id")?;
         let mut rows = statement.query([write("kind", &kind)?])?;
         let mut records = Vec::new();
@@ -443,7 +447,7 @@ impl Store {
     ///
     /// When the database fails.
     pub fn unfinished(&self) -> Result<Vec<Record>, StoreError> {
-        let connection = self.lock();
+        let connection = self.reader();
         let mut statement =
             connection.prepare_cached("SELECT * FROM records WHERE intent IS NOT NULL OR state IN (?1, ?2)")?;
         let mut rows =
@@ -487,7 +491,7 @@ impl Store {
     ///
     /// When the database fails.
     pub fn commands(&self, id: &str, after: u64, limit: u32) -> Result<Vec<CommandRow>, StoreError> {
-        let connection = self.lock();
+        let connection = self.reader();
         let mut statement = connection.prepare_cached(&format!(
             "SELECT {COMMAND_COLUMNS} FROM commands WHERE record_id = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3"
         ))?;
@@ -501,17 +505,15 @@ impl Store {
     ///
     /// When the database fails.
     pub fn command_summary(&self, id: &str) -> Result<(u64, Option<CommandRow>), StoreError> {
-        let connection = self.lock();
-        let count: i64 = connection
-            .prepare_cached("SELECT COUNT(*) FROM commands WHERE record_id = ?1")?
-            .query_row([id], |row| row.get(0))?;
-        let last = connection
+        let last: Option<CommandRow> = self
+            .reader()
             .prepare_cached(&format!(
                 "SELECT {COMMAND_COLUMNS} FROM commands WHERE record_id = ?1 ORDER BY sequence DESC LIMIT 1"
             ))?
             .query_row([id], command)
             .optional()?;
-        Ok((count.cast_unsigned(), last))
+        // They are numbered from 1 without gaps.
+        Ok((last.as_ref().map_or(0, |last| last.sequence), last))
     }
 
     /// Returns what was kept of a command's stdout and stderr.
@@ -521,7 +523,7 @@ impl Store {
     /// When the database fails.
     pub fn command_output(&self, id: &str, sequence: u64) -> Result<Option<Kept>, StoreError> {
         Ok(self
-            .lock()
+            .reader()
             .prepare_cached("SELECT stdout, stderr FROM commands WHERE record_id = ?1 AND sequence = ?2")?
             .query_row(params![id, sequence.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?)
@@ -556,7 +558,7 @@ impl Store {
     ///
     /// When the database fails.
     pub fn snapshots(&self, id: &str) -> Result<Vec<SnapshotRow>, StoreError> {
-        let connection = self.lock();
+        let connection = self.reader();
         let mut statement = connection.prepare_cached(
             "SELECT name, file, created_at, entry_count, bytes FROM snapshots WHERE record_id = ?1 ORDER BY created_at DESC, name",
         )?;
@@ -602,7 +604,7 @@ impl Store {
     ///
     /// When the database fails.
     pub fn secrets(&self, id: &str) -> Result<Vec<SecretRow>, StoreError> {
-        let connection = self.lock();
+        let connection = self.reader();
         let mut statement = connection
             .prepare_cached("SELECT name, source_kind, file FROM secrets WHERE record_id = ?1 ORDER BY name")?;
         let rows = statement
@@ -618,6 +620,10 @@ impl Store {
     pub fn remove_secret(&self, id: &str, name: &str) -> Result<bool, StoreError> {
         let removed = self.lock().execute("DELETE FROM secrets WHERE record_id = ?1 AND name = ?2", [id, name])?;
         Ok(removed > 0)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {

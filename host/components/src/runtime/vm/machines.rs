@@ -33,7 +33,7 @@ impl machines::Host for CallState {
         drop(pause);
         match made {
             Ok(machine) => {
-                let info = machine_info(machine.info(), true);
+                let info = machine_info(&machine.info(), true);
                 Ok(Ok(self.table.push(MachineEntry { origin: Origin::Ephemeral(Some(machine)), info })?))
             }
             Err(failed) => Ok(Err(error(&failed))),

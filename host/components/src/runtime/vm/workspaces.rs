@@ -280,7 +280,7 @@ impl workspaces::HostWorkspace for CallState {
         drop(pause);
         match machine {
             Ok(machine) => {
-                let info = machine_info(machine.info(), true);
+                let info = machine_info(&machine.info(), true);
                 Ok(Ok(self.table.push(MachineEntry { origin: Origin::Workspace { id, machine }, info })?))
             }
             Err(failed) => Ok(Err(error(&failed))),
