@@ -6,12 +6,15 @@
 //! keep it open until the last frame; `StdinEof` is what ends a command's stdin. Only `tcp_connect` passes the end of one
 //! direction on. Terminals and services are kept by the agent and outlive the connections that speak of them.
 //!
+//! A command that was opened with `keep`, and whose `Exited` says `kept`, leaves its connection to another `Open`. A host
+//! that sent `Stdin` or `Signal` frames must not use it again: they may arrive after the command's end.
+//!
 //! ```text
 //! frame    := length:u32le kind:u8 payload      length counts kind and payload, 1..=MAX_FRAME_BYTES
 //! payload  := JSON object (control) | raw bytes (data)
 //!
 //! hello    host: Open(hello)                     guest: HelloReply
-//! exec     host: Open(exec) (Stdin | StdinEof | Signal)*
+//! exec     host: Open(exec) (Stdin | StdinEof | Signal)*      (kept: the next Open follows)
 //!          guest: Started (Stdout | Stderr | StdinCredit)* Exited
 //! shutdown host: Open(shutdown)                  guest: GoingDown
 //! any      guest: Error ends the operation; before Started it means that nothing was started

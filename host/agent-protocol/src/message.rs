@@ -47,7 +47,7 @@ pub mod codes {
     pub const INTERNAL: &str = "internal";
 }
 
-/// The first frame of every connection.
+/// The first frame of every operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Open {
     /// The protocol number the host speaks.

@@ -26,7 +26,7 @@ use crate::cgroup::{CgroupRoot, ExecCgroup};
 use crate::environment::{error, prepare, spawn_error};
 use crate::server::{Kind, Token};
 use crate::spawn::{Command, Launch, Spawner};
-use crate::stream::Stream;
+use crate::stream::{Encode, Stream};
 use crate::sys::{ChildEnd, reap_child, signal_group};
 
 /// How long after the main process's end the agent waits for killed processes to be gone and for the pipes' end. Killed
@@ -489,7 +489,7 @@ impl Exec {
 
     /// Queues what one pipe holds. Returns true when something moved.
     fn pump_output(&mut self, which: Which, scratch: &mut [u8], stream: &mut Stream) -> bool {
-        let (output, encode): (_, fn(&[u8], &mut Vec<u8>)) = match which {
+        let (output, encode): (_, Encode) = match which {
             Which::Stdout => (&mut self.stdout, encode_stdout),
             Which::Stderr => (&mut self.stderr, encode_stderr),
         };

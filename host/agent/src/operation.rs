@@ -1,4 +1,4 @@
-//! One connection, from its first frame to its last.
+//! One connection, from its first frame to its last: one operation, or commands one after another.
 
 use std::time::{Duration, Instant};
 

@@ -12,6 +12,9 @@ use rustix::net::{RecvFlags, SendFlags};
 /// Output is taken from a command only while fewer bytes than this wait to be sent.
 const OUT_HIGH_BYTES: usize = 64 * 1024;
 
+/// One of the protocol's encoders of bytes: appends a frame.
+pub type Encode = fn(&[u8], &mut Vec<u8>);
+
 /// A connection.
 #[derive(Debug)]
 pub struct Stream {
@@ -114,8 +117,8 @@ impl Stream {
         }
     }
 
-    /// Queues output with `encode`, one of the protocol's data encoders.
-    pub fn queue_data(&mut self, bytes: &[u8], encode: fn(&[u8], &mut Vec<u8>)) {
+    /// Queues output.
+    pub fn queue_data(&mut self, bytes: &[u8], encode: Encode) {
         encode(bytes, &mut self.out);
     }
 

@@ -34,7 +34,7 @@ use crate::{
 /// Clients that have connected and not sent their line yet. More wait in the socket's queue.
 const MAX_PENDING: usize = 64;
 /// Clients that hold or watch.
-const MAX_WATCHERS: usize = 64;
+const MAX_WATCHERS: usize = 256;
 /// How long a client may take to send its line.
 const LINE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a guest that said it gave up may take to end, before it is ended. Only during the boot: later, a program in
