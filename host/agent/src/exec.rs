@@ -259,16 +259,25 @@ impl Exec {
         self.end.is_none().then_some(self.pid)
     }
 
-    /// Notes that a descriptor is ready.
-    pub fn on_event(&mut self, kind: Kind, flags: EventFlags) {
-        match kind {
+    /// Notes that a descriptor is ready. Returns false when it is none of this command's.
+    pub fn on_event(&mut self, token: Token, flags: EventFlags) -> bool {
+        if token != self.token.with(token.kind) {
+            return false;
+        }
+        match token.kind {
             Kind::Stdout => self.stdout.iter_mut().for_each(|output| output.on_event(flags)),
             Kind::Stderr => self.stderr.iter_mut().for_each(|output| output.on_event(flags)),
             Kind::Stdin => self.stdin.iter_mut().for_each(|stdin| stdin.writable = true),
-            Kind::MainProcess => self.may_have_ended = true,
+            Kind::MainProcess => self.on_main_process_end(),
             Kind::Cgroup => self.may_be_empty = true,
             _ => {}
         }
+        true
+    }
+
+    /// Notes that the main process has ended.
+    pub fn on_main_process_end(&mut self) {
+        self.may_have_ended = true;
     }
 
     /// Takes bytes for stdin. Returns false when the command was started without one, or after its end.
@@ -303,8 +312,7 @@ impl Exec {
         if number == libc::SIGKILL {
             self.kill_tree();
         } else if self.end.is_none() {
-            // The group may be gone although the process is not reaped yet.
-            let _ = signal_group(self.pid, number);
+            self.signal_group(number);
         }
         true
     }
@@ -559,8 +567,15 @@ impl Exec {
         self.killed = true;
         let by_cgroup = self.cgroup.as_ref().is_some_and(|cgroup| cgroup.kill().is_ok());
         if !by_cgroup && self.end.is_none() {
-            let _ = signal_group(self.pid, libc::SIGKILL);
+            self.signal_group(libc::SIGKILL);
         }
+    }
+
+    /// Signals the main process's group, which is there once the process executes its program.
+    fn signal_group(&self, number: i32) {
+        self.launch.wait();
+        // It may be gone although the process is not reaped yet.
+        let _ = signal_group(self.pid, number);
     }
 }
 

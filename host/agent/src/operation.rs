@@ -70,6 +70,8 @@ pub struct Shared {
     pub owns_system: bool,
     /// Commands running now.
     pub execs: usize,
+    /// Commands so far.
+    pub commands: u32,
     /// The most commands at once.
     pub max_execs: usize,
 }
@@ -95,22 +97,32 @@ impl Operation {
         }
     }
 
-    /// Notes that a descriptor is ready.
-    pub fn on_event(&mut self, kind: Kind, flags: EventFlags) {
+    /// Notes that a descriptor is ready. Returns false when it is none of this operation's.
+    pub fn on_event(&mut self, token: Token, flags: EventFlags) -> bool {
         let broken = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         let hung_up = broken || flags.contains(EventFlags::RDHUP);
         let readable = hung_up || flags.contains(EventFlags::IN);
         let writable = broken || flags.contains(EventFlags::OUT);
         match &mut self.state {
-            State::Relaying(relay) => return relay.on_event(kind == Kind::Stream, readable, writable),
-            State::Connecting(connecting) if kind == Kind::Relay => return connecting.on_event(),
-            State::Exec(exec) if kind != Kind::Stream => return exec.on_event(kind, flags),
-            _ => {}
+            State::Exec(exec) if token.kind != Kind::Stream => return exec.on_event(token, flags),
+            _ if token != self.token.with(token.kind) => return false,
+            State::Relaying(relay) => relay.on_event(token.kind == Kind::Stream, readable, writable),
+            State::Connecting(connecting) if token.kind == Kind::Relay => connecting.on_event(),
+            _ => {
+                if let Some(stream) = self.stream.as_mut().filter(|_| token.kind == Kind::Stream) {
+                    stream.readable |= readable;
+                    stream.writable |= writable;
+                    stream.hung_up |= hung_up;
+                }
+            }
         }
-        if let Some(stream) = &mut self.stream {
-            stream.readable |= readable;
-            stream.writable |= writable;
-            stream.hung_up |= hung_up;
+        true
+    }
+
+    /// Notes that the main process has ended.
+    pub fn on_main_process_end(&mut self) {
+        if let State::Exec(exec) = &mut self.state {
+            exec.on_main_process_end();
         }
     }
 
@@ -314,13 +326,16 @@ impl Operation {
                     let message = format!("{} commands run already, which is the limit", shared.max_execs);
                     (Some(GuestFrame::Error(error(codes::LIMIT_EXCEEDED, message))), State::Closing)
                 }
-                Op::Exec(request) => match Exec::start(&request, self.token, &mut shared.context) {
-                    Ok(exec) => {
-                        shared.execs += 1;
-                        (None, State::Exec(Box::new(exec)))
+                Op::Exec(request) => {
+                    match Exec::start(&request, self.token.of_command(shared.commands), &mut shared.context) {
+                        Ok(exec) => {
+                            shared.execs += 1;
+                            shared.commands = shared.commands.wrapping_add(1);
+                            (None, State::Exec(Box::new(exec)))
+                        }
+                        Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
                     }
-                    Err(reply) => (Some(GuestFrame::Error(reply)), State::Closing),
-                },
+                }
                 Op::Shutdown(request) => (None, State::ShuttingDown(request.mode)),
                 Op::FileStat(_)
                 | Op::FileList(_)

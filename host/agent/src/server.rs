@@ -117,10 +117,12 @@ pub enum Kind {
     ServiceStderr = 14,
 }
 
-/// Names a descriptor in the epoll set: its kind, its operation's slot, and which operation of that slot.
+/// Names a descriptor in the epoll set: its kind, its operation's slot, and which connection of that slot or which command
+/// it belongs to. A descriptor that is closed can have events later, while a child that is just being started has a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
-    kind: Kind,
+    /// What it is.
+    pub kind: Kind,
     slot: u16,
     generation: u32,
 }
@@ -134,6 +136,11 @@ impl Token {
     /// Returns the token of another descriptor of the same operation.
     pub fn with(self, kind: Kind) -> Self {
         Self { kind, ..self }
+    }
+
+    /// Returns the token of a command of the same operation, by its number.
+    pub fn of_command(self, number: u32) -> Self {
+        Self { kind: Kind::MainProcess, generation: number, ..self }
     }
 
     /// Returns the token as epoll carries it.
@@ -232,6 +239,7 @@ impl Server {
             boot: config.boot,
             owns_system,
             execs: 0,
+            commands: 0,
             max_execs: config.max_execs,
         };
         Ok(Self {
@@ -367,15 +375,15 @@ impl Server {
                 let writable = broken || flags.contains(EventFlags::OUT);
                 self.shared.kept.on_event(token.generation, kind, readable, writable);
             }
-            kind => {
-                let Some(slot) = self.slots.get_mut(usize::from(token.slot)) else {
-                    return;
-                };
-                if slot.generation != token.generation {
-                    return;
-                }
-                if let Some(operation) = &mut slot.operation {
-                    operation.on_event(kind, flags);
+            Kind::Stream
+            | Kind::MainProcess
+            | Kind::Stdin
+            | Kind::Stdout
+            | Kind::Stderr
+            | Kind::Cgroup
+            | Kind::Relay => {
+                let operation = self.slots.get_mut(usize::from(token.slot)).and_then(|slot| slot.operation.as_mut());
+                if operation.is_some_and(|operation| operation.on_event(token, flags)) {
                     self.make_due(token.slot);
                 }
             }
@@ -533,7 +541,7 @@ impl Server {
                     if let Some(operation) =
                         self.slots.get_mut(usize::from(index)).and_then(|slot| slot.operation.as_mut())
                     {
-                        operation.on_event(Kind::MainProcess, EventFlags::empty());
+                        operation.on_main_process_end();
                     }
                     self.make_due(index);
                     // It hides other ended children until its operation has reaped it.

@@ -110,7 +110,8 @@ impl Spawner {
     /// [`SpawnError`]; nothing runs then.
     pub fn spawn(&mut self, command: Command<'_>) -> Result<Spawned, SpawnError> {
         let (spawned, launch) = self.start(command)?;
-        let result = launch.wait();
+        launch.wait();
+        let result = launch.outcome().unwrap_or(Ok(()));
         self.recycle(launch);
         if result.is_err() {
             // The child has left this memory with its last system call, so it is a zombie now or in a moment.
@@ -213,16 +214,11 @@ impl Launch {
         }
     }
 
-    /// Waits for the [`outcome`](Self::outcome).
-    fn wait(&self) -> Result<(), SpawnError> {
-        loop {
-            if let Some(outcome) = self.outcome() {
-                return outcome;
-            }
-            if let Some(memory) = &self.memory {
-                // Whatever ends the wait, the word says whether it was for good. The kernel wakes without PRIVATE.
-                let _ = futex::wait(&memory.child.here, futex::Flags::empty(), 1, None);
-            }
+    /// Waits until there is an [`outcome`](Self::outcome).
+    pub fn wait(&self) {
+        while let Some(memory) = self.memory.as_ref().filter(|_| !self.has_left()) {
+            // Whatever ends the wait, the word says whether it was for good. The kernel wakes without PRIVATE.
+            let _ = futex::wait(&memory.child.here, futex::Flags::empty(), 1, None);
         }
     }
 

@@ -44,7 +44,8 @@ fn a_connection_is_kept_for_the_next_command() {
         let mut host = agent.connect();
         for code in 0..5 {
             host.send(&HostFrame::Open(Open::new(Op::Exec(request(&format!("echo {code}; exit {code}"))))));
-            assert!(matches!(host.next(), Some(GuestFrame::Started(_))));
+            let first = host.next();
+            assert!(matches!(first, Some(GuestFrame::Started(_))), "{first:?}");
             let mut output = Vec::new();
             let exited = loop {
                 match host.next() {
@@ -65,6 +66,40 @@ fn a_connection_is_kept_for_the_next_command() {
         assert_eq!(host.collect().error().code, codes::NOT_FOUND);
         let mut host = agent.open(Op::Exec(argv(&["true"])));
         assert!(!host.collect().exited().kept);
+    });
+}
+
+#[test]
+fn commands_of_kept_connections_do_not_hear_of_each_other() {
+    on_each(|agent| {
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    let mut host = agent.connect();
+                    for round in 0..40 {
+                        let line = format!("echo {thread} {round}");
+                        let request = ExecRequest { keep: true, ..ExecRequest::new(Program::Shell(line)) };
+                        host.send(&HostFrame::Open(Open::new(Op::Exec(request))));
+                        host.started();
+                        let said = Some(GuestFrame::Stdout(format!("{thread} {round}\n").into_bytes()));
+                        assert_eq!(host.next(), said);
+                        assert!(matches!(host.next(), Some(GuestFrame::Exited(Exited { exit_code: Some(0), .. }))));
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn a_signal_that_comes_with_the_request_is_not_lost() {
+    on_each(|agent| {
+        for _ in 0..20 {
+            let mut host = agent.connect();
+            let request = Op::Exec(ExecRequest { stdin: true, ..argv(&["sleep", "60"]) });
+            host.send_all(&[&HostFrame::Open(Open::new(request)), &HostFrame::Signal("TERM".into())]);
+            assert_eq!(host.collect().exited().signal.as_deref(), Some("SIGTERM"));
+        }
     });
 }
 

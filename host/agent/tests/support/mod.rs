@@ -215,11 +215,20 @@ impl Host {
         all
     }
 
-    /// Sends a frame.
+    /// Sends a frame. An agent that refused may have closed before it came.
     pub fn send(&mut self, frame: &HostFrame) {
+        self.send_all(&[frame]);
+    }
+
+    /// Sends frames at once.
+    pub fn send_all(&mut self, frames: &[&HostFrame]) {
         let mut bytes = Vec::new();
-        frame.encode(&mut bytes).unwrap();
-        self.stream.write_all(&bytes).unwrap();
+        for frame in frames {
+            frame.encode(&mut bytes).unwrap();
+        }
+        if let Err(error) = self.stream.write_all(&bytes) {
+            assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+        }
     }
 
     /// Returns the next frame, or `None` when the agent has closed the connection.

@@ -313,10 +313,11 @@ type Kept = (Vec<u8>, Vec<u8>);
 /// The database, opened.
 #[derive(Debug)]
 pub struct Store {
+    /// For what only reads: it waits for no writer. Dropped first, because the last connection to be closed removes the log,
+    /// and this one may not.
+    reader: Mutex<Connection>,
     // Calls are short; SQLite's own locks are what orders processes.
     connection: Mutex<Connection>,
-    /// For what only reads: it waits for no writer.
-    reader: Mutex<Connection>,
 }
 
 impl Store {
@@ -347,7 +348,7 @@ impl Store {
         let reader =
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         reader.busy_timeout(BUSY)?;
-        Ok(Self { connection: Mutex::new(connection), reader: Mutex::new(reader) })
+        Ok(Self { reader: Mutex::new(reader), connection: Mutex::new(connection) })
     }
 
     /// Adds a record.
