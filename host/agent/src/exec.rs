@@ -40,7 +40,7 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 const START_HOLD: Duration = Duration::from_millis(10);
 /// The outputs of a command.
 const OUTPUTS: usize = 2;
-/// Stdin bytes passed on before the host is told. Half a window, so that the host never runs dry.
+/// Stdin bytes passed on before the host is told. A quarter of the window, so that the host never runs dry.
 const CREDIT_STEP_BYTES: usize = STDIN_WINDOW_BYTES / 4;
 
 /// What starting a command needs.
@@ -571,7 +571,8 @@ impl Exec {
         }
     }
 
-    /// Signals the main process's group, which is there once the process executes its program.
+    /// Signals the main process's group, which is there once the process executes its program. Until then everybody waits:
+    /// the child needs nothing but its turn, and its program from the disk.
     fn signal_group(&self, number: i32) {
         self.launch.wait();
         // It may be gone although the process is not reaped yet.

@@ -9,7 +9,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -137,8 +140,10 @@ enum Phase {
 #[derive(Debug)]
 struct Connection {
     stream: Arc<UnixStream>,
-    /// Keeps frames whole when several tasks write. True once more than the request was written.
-    writing: AsyncMutex<bool>,
+    /// Keeps frames whole when several tasks write.
+    writing: AsyncMutex<()>,
+    /// True once anything but the request was sent.
+    fed: AtomicBool,
     /// Bytes of standard input that may still be sent before the guest reads some.
     window: Semaphore,
     /// Bytes that were sent and not credited yet, so that a guest cannot make the window larger than it was.
@@ -226,7 +231,8 @@ impl ExecSession {
         let reply = matches!(phase, Phase::Connecting).then(|| LineBuffer::new(MAX_REPLY));
         let connection = Arc::new(Connection {
             stream,
-            writing: AsyncMutex::new(false),
+            writing: AsyncMutex::new(()),
+            fed: AtomicBool::new(false),
             window: Semaphore::new(STDIN_WINDOW_BYTES),
             outstanding: Mutex::new(0),
         });
@@ -235,7 +241,6 @@ impl ExecSession {
         if let Err(error) = connection.send(&bytes).await {
             tracing::debug!(%error, "the request was not taken as a whole");
         }
-        *connection.writing.lock().await = false;
         // No timer can count further than this, and no machine lives this long.
         let wait = request.timeout.min(Duration::from_secs(86_400)) + TIMEOUT_GRACE;
         Ok(Self {
@@ -405,7 +410,7 @@ impl Drop for ExecSession {
     fn drop(&mut self) {
         if self.reusable
             && let Some(connection) = Arc::get_mut(&mut self.connection)
-            && !*connection.writing.get_mut()
+            && !*connection.fed.get_mut()
         {
             self.machine.keep(Arc::clone(&connection.stream));
         } else {
@@ -461,6 +466,7 @@ impl ExecInput {
     }
 
     async fn send(&self, bytes: &[u8]) -> Result<(), EngineError> {
+        self.connection.fed.store(true, Ordering::Relaxed);
         self.connection.send(bytes).await.map_err(|e| match e.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ended(),
             _ => EngineError::io("write to the command", &e),
@@ -471,8 +477,7 @@ impl ExecInput {
 impl Connection {
     /// Writes everything. A future dropped half-way leaves a cut frame, so the connection is then closed.
     async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut written = self.writing.lock().await;
-        *written = true;
+        let _writing = self.writing.lock().await;
         let mut whole = CloseUnlessDone { connection: self, done: false };
         let mut result = Ok(());
         while !bytes.is_empty() && result.is_ok() {
@@ -716,7 +721,8 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let connection = Connection {
             stream: Arc::new(ours),
-            writing: AsyncMutex::new(false),
+            writing: AsyncMutex::new(()),
+            fed: AtomicBool::new(false),
             window: Semaphore::new(10),
             outstanding: Mutex::new(0),
         };
