@@ -8,9 +8,10 @@ use pyro_agent_protocol::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, shutdown};
 
 use crate::environment::error;
+use crate::stream::send;
 
 /// How long a host may take to read the last frame of an operation whose input it was still sending.
 const LINGER_SECONDS: i64 = 5;
@@ -125,7 +126,7 @@ impl Peer {
     fn send_out(&self) -> Result<(), Fail> {
         let mut rest = self.out.as_slice();
         while !rest.is_empty() {
-            match send(&self.fd, rest, SendFlags::NOSIGNAL) {
+            match send(self.fd.as_fd(), rest, SendFlags::empty()) {
                 Ok(count) => rest = rest.get(count..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
                 Err(_) => return Err(Fail::Gone),

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use pyro_agent_protocol::{DATA_CHUNK_BYTES, ErrorReply, GuestFrame, codes};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, recv, send, shutdown, socket_with,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, recv, shutdown, socket_with,
     sockopt,
 };
 
 use crate::environment::error;
+use crate::stream::send;
 
 /// How long a program that listens may take to accept.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
@@ -148,7 +149,7 @@ fn pump(from: &mut Side, to: &mut Side, scratch: &mut [u8], broken: &mut bool) -
         progress = from.readable;
     }
     while to.writable && to.sent < to.out.len() && !*broken {
-        match send(&to.fd, to.out.get(to.sent..).unwrap_or_default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        match send(to.fd.as_fd(), to.out.get(to.sent..).unwrap_or_default(), SendFlags::DONTWAIT) {
             Ok(count) => {
                 to.sent += count;
                 progress = true;

@@ -12,6 +12,9 @@ use rustix::net::{RecvFlags, SendFlags};
 /// Output is taken from a command only while fewer bytes than this wait to be sent.
 const OUT_HIGH_BYTES: usize = 64 * 1024;
 
+/// A piece of what is sent that Linux finds memory for even when no two free pages are in a row.
+const SMALL_PIECE_BYTES: usize = 4096;
+
 /// One of the protocol's encoders of bytes: appends a frame.
 pub type Encode = fn(&[u8], &mut Vec<u8>);
 
@@ -142,7 +145,7 @@ impl Stream {
         let mut progress = false;
         while self.writable && !self.gone && !self.is_flushed() {
             let rest = self.out.get(self.sent..).unwrap_or_default();
-            match rustix::net::send(&self.fd, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match send(self.fd.as_fd(), rest, SendFlags::DONTWAIT) {
                 Ok(count) => {
                     self.sent += count;
                     progress = true;
@@ -161,4 +164,28 @@ impl Stream {
         }
         progress
     }
+}
+
+/// Sends bytes over a connection and returns how many it took, without a signal when it is broken.
+///
+/// Linux copies what is sent over a vsock, up to 64 KiB at once, into one piece of memory. In a guest whose free memory is
+/// in smaller pieces that fails with `ENOMEM`, although the connection is sound; it is then sent in small pieces.
+///
+/// # Errors
+/// As `send(2)`'s.
+pub fn send(connection: BorrowedFd<'_>, bytes: &[u8], flags: SendFlags) -> Result<usize, Errno> {
+    let flags = flags | SendFlags::NOSIGNAL;
+    match rustix::net::send(connection, bytes, flags) {
+        Err(Errno::NOMEM) => {}
+        result => return result,
+    }
+    let mut sent = 0;
+    for piece in bytes.chunks(SMALL_PIECE_BYTES) {
+        match rustix::net::send(connection, piece, flags) {
+            Ok(count) => sent += count,
+            Err(errno) if sent == 0 => return Err(errno),
+            Err(_) => break,
+        }
+    }
+    Ok(sent)
 }

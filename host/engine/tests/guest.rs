@@ -159,6 +159,69 @@ async fn large_archives_go_in_and_out() {
     machine.end().await.unwrap();
 }
 
+/// Linux copies what is sent on a vsock into one piece of memory, and refuses it (ENOMEM) when there is none so large.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots a machine"]
+async fn a_guest_whose_memory_is_in_pieces_sends_all_the_same() {
+    // The kernel can neither move nor take back a page of a pipe: of two pipes that are filled in turns, one is emptied
+    // again. The tables of large pipes take what pieces are left of 64 KiB and more.
+    const IN_PIECES: &str = r#"
+import fcntl, os, resource, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+def available_kib():
+    return int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable")).split()[1])
+pairs, tables, page = [], [], bytes(4096)
+while available_kib() > 16 * 1024:
+    pairs.append((os.pipe(), os.pipe()))
+    for _ in range(16):
+        for _, writer in pairs[-1]:
+            os.write(writer, page)
+for (reader, _), _ in pairs:
+    os.read(reader, 16 * 4096)
+try:
+    while True:
+        tables.append(os.pipe())
+        fcntl.fcntl(tables[-1][0], fcntl.F_SETPIPE_SZ, 4 << 20)
+except OSError as error:
+    print(error, flush=True)
+time.sleep(1000)
+"#;
+    const SIZE: usize = 20 * 1024 * 1024;
+    let host = boot().await;
+    let machine = &host.machine;
+    run(machine, &format!("yes | head -c {SIZE} > large")).await;
+    let config = ServiceConfig {
+        name: "pieces".to_owned(),
+        program: ExecCommand::Argv(["python3", "-c", IN_PIECES].map(str::to_owned).to_vec()),
+        cwd: "/".to_owned(),
+        env: Vec::new(),
+        log_limit_bytes: 4096,
+        meta: Vec::new(),
+    };
+    machine.service_start(config).await.unwrap();
+    let begun = Instant::now();
+    let said = loop {
+        let logs = machine.service_logs("pieces").await.unwrap();
+        if !logs.stdout.is_empty() || !logs.stderr.is_empty() {
+            break String::from_utf8_lossy(&[logs.stdout, logs.stderr].concat()).into_owned();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(100), "the guest's memory was never in pieces");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(said.contains("Cannot allocate memory"), "{said}");
+
+    let mut out = tempfile::tempfile().unwrap();
+    machine.archive("/workspace", "/workspace", out.try_clone().unwrap()).await.unwrap();
+    out.rewind().unwrap();
+    let mut archive = tar::Archive::new(out);
+    let mut content = Vec::new();
+    archive.entries().unwrap().next().unwrap().unwrap().read_to_end(&mut content).unwrap();
+    assert!(content.len() == SIZE && content.chunks(2).all(|line| line == b"y\n"), "{} bytes", content.len());
+    let printed = run(machine, "cat large").await;
+    assert_eq!((printed.len(), printed.as_bytes() == content), (SIZE, true));
+    machine.end().await.unwrap();
+}
+
 #[expect(clippy::print_stderr, reason = "shown by --nocapture, for those who look at throughput")]
 fn report(way: &str, bytes: u64, took: Duration) {
     eprintln!("{way}: {:.0} MiB/s", bytes as f64 / 1024.0 / 1024.0 / took.as_secs_f64());
