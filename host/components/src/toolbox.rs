@@ -13,10 +13,11 @@ use crate::diagnostic::{LoadError, name_list, suggestion};
 use crate::error::ToolError;
 use crate::profile::{BoundTool, GrantSet, ProfileDescription, ResolvedComponent, ResolvedProfile, bind_tools};
 use crate::runtime::{
-    AotCache, CallRequest, CallScope, HostAccess, Prepared, after, before, call, config_json, prepare, runtime,
+    AotCache, CallRequest, CallScope, HostAccess, Prepared, after, argument_bytes, before, call, config_json, prepare,
+    runtime,
 };
 use crate::tool::{CallOptions, ToolDef, ToolOutcome};
-use crate::validate::{Checker, tidy_integers};
+use crate::validate::{Checker, drop_nulls, text_bytes, tidy_integers};
 
 /// Calls at once when the profile says nothing; more wait for their turn.
 pub const DEFAULT_MAX_CALLS: u32 = 32;
@@ -183,6 +184,7 @@ impl Toolbox {
     ) -> Result<ToolOutcome, ToolError> {
         let shared = &*self.shared;
         let slot = shared.bound.iter().find(|slot| slot.bound.def.name == name).ok_or_else(|| self.unknown(name))?;
+        self.check_size(slot, &arguments)?;
         let mut arguments = slot.arguments(arguments)?;
         let _turn = shared.calls.acquire().await.map_err(|_| ToolError::new("internal", "the toolbox was closed"))?;
         let scope = CallScope::new(options);
@@ -227,6 +229,19 @@ impl Toolbox {
             }
         }
         Ok(outcome)
+    }
+
+    /// Refuses what the component could not hand on to the host: it would end in the middle of its work.
+    fn check_size(&self, slot: &ToolSlot, arguments: &Map<String, Value>) -> Result<(), ToolError> {
+        let component = self.shared.profile.components.get(slot.bound.component);
+        let Some(most) = component.map(|component| argument_bytes(&component.limits)) else { return Ok(()) };
+        let bytes = text_bytes(arguments);
+        if bytes <= most {
+            return Ok(());
+        }
+        let tool = &slot.bound.def.name;
+        Err(ToolError::new("invalid_argument", format!("{tool}: the arguments have {bytes} bytes, more than {most}"))
+            .with_hint("pass less at once; the profile's `limits = { output_bytes = ... }` decides this"))
     }
 
     /// Takes the values of secrets out of a call's arguments: no component sees them. What stands in their place can only
@@ -368,6 +383,7 @@ impl ToolSlot {
             .get_or_init(|| compile(&def.input_schema))
             .as_ref()
             .map_err(|error| self.invalid(format!("the input schema of `{}` cannot be used: {error}", def.name)))?;
+        drop_nulls(&def.input_schema, &mut arguments);
         checker.check_arguments(&def.name, &arguments, |argument| {
             if let Some(value) = self.bound.fixed.get(argument) {
                 return Some(format!("leave it out: this profile fixes `{argument}` to {value}"));

@@ -187,6 +187,42 @@ pub(crate) fn first_violation(schema: &Value, instance: &Value) -> Option<String
     }
 }
 
+/// Leaves out optional arguments that are null where the schema knows no null, in nested objects too: clients that name
+/// every argument send it for "not given".
+pub(crate) fn drop_nulls(schema: &Map<String, Value>, arguments: &mut Map<String, Value>) {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    let required = schema.get("required").and_then(Value::as_array);
+    let is_required = |name: &String| required.is_some_and(|required| required.iter().any(|required| required == name));
+    let knows_no_null = |name: &String| {
+        let kind = properties.get(name).and_then(|property| property.get("type")).and_then(Value::as_str);
+        kind.is_some_and(|kind| kind != "null")
+    };
+    arguments.retain(|name, value| !value.is_null() || is_required(name) || !knows_no_null(name));
+    for (name, value) in arguments {
+        match (properties.get(name), value) {
+            (Some(Value::Object(property)), Value::Object(inner)) => drop_nulls(property, inner),
+            (Some(Value::Object(property)), Value::Array(items)) => {
+                let Some(Value::Object(item)) = property.get("items") else { continue };
+                items.iter_mut().filter_map(Value::as_object_mut).for_each(|inner| drop_nulls(item, inner));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Returns how many bytes of text are in a value, names included: what a call hands to a component, escapes aside.
+pub(crate) fn text_bytes(value: &Map<String, Value>) -> usize {
+    fn of(value: &Value) -> usize {
+        match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(of).sum(),
+            Value::Object(map) => text_bytes(map),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
+    }
+    value.iter().map(|(name, value)| name.len() + of(value)).sum()
+}
+
 /// Turns `5.0` into `5` where an integer is asked for: JSON Schema sees no difference, a component's parser may.
 pub(crate) fn tidy_integers(schema: &Map<String, Value>, arguments: &mut Map<String, Value>) {
     for (name, value) in arguments.iter_mut() {
@@ -356,6 +392,27 @@ mod tests {
         };
         tidy_integers(&schema, &mut arguments);
         assert_eq!(Value::Object(arguments).to_string(), r#"{"a":5,"b":5.0}"#);
+    }
+
+    #[test]
+    fn null_stands_for_an_optional_argument_that_is_not_given() {
+        let schema = json!({
+            "properties": {
+                "a": { "type": "string" }, "b": { "type": ["string", "null"] }, "c": { "type": "string" },
+                "e": { "type": "array", "items": { "properties": { "f": { "type": "integer" } } } },
+                "g": { "type": "object", "additionalProperties": { "type": "string" } },
+            },
+            "required": ["c"],
+        });
+        let arguments = json!({
+            "a": null, "b": null, "c": null, "d": null, "e": [{ "f": null }, null], "g": { "h": null },
+        });
+        let (Value::Object(schema), Value::Object(mut arguments)) = (schema, arguments) else { unreachable!() };
+        drop_nulls(&schema, &mut arguments);
+        assert_eq!(
+            Value::Object(arguments),
+            json!({ "b": null, "c": null, "d": null, "e": [{}, null], "g": { "h": null } })
+        );
     }
 
     #[test]

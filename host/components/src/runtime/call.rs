@@ -23,6 +23,19 @@ use crate::tool::{CallInput, CallObserver, CallOptions, Content, ContentBody, To
 /// Least bytes that a component may hand to the host in one call of a host function.
 const MIN_HOSTCALL_BYTES: usize = 4 << 20;
 
+/// Of those, what is left to everything but one argument that a component hands on as it is.
+const HOSTCALL_SPARE: usize = 64 << 10;
+
+/// Returns how many bytes a component may hand to the host in one call of a host function.
+fn hostcall_bytes(limits: &Limits) -> usize {
+    MIN_HOSTCALL_BYTES.max(limits.output_bytes as usize * 2)
+}
+
+/// Returns how many bytes of arguments a component can use: it could not hand more on.
+pub(crate) fn argument_bytes(limits: &Limits) -> usize {
+    hostcall_bytes(limits) - HOSTCALL_SPARE
+}
+
 /// Longest error text of a component that is passed on.
 const MAX_ERROR_TEXT: usize = 8 << 10;
 
@@ -239,7 +252,7 @@ impl Guest<'_> {
         let (clock, stdio) = (Arc::clone(&state.clock), state.stdio.clone());
         let mut store = Store::new(&runtime.engine, state);
         store.limiter(|state| &mut state.memory);
-        store.set_hostcall_fuel(MIN_HOSTCALL_BYTES.max(self.limits.output_bytes as usize * 2));
+        store.set_hostcall_fuel(hostcall_bytes(self.limits));
         store.set_max_component_handles(self.limits.handles as usize);
         let meter = Arc::new(CpuMeter::default());
         let (cpu, budget) = (Arc::clone(&meter), self.limits.cpu_ms);
@@ -323,7 +336,7 @@ impl Guest<'_> {
         }
         let root = error.root_cause().to_string();
         if root.contains("fuel allocated for hostcalls") {
-            let bytes = MIN_HOSTCALL_BYTES.max(self.limits.output_bytes as usize * 2);
+            let bytes = hostcall_bytes(self.limits);
             return self
                 .error("output_limit", format!("handed more than {bytes} bytes to the host at once"), stderr)
                 .with_hint("return less, or hand it over as blobs in pieces");

@@ -26,7 +26,7 @@ mod vm;
 
 pub(crate) use access::HostAccess;
 pub(crate) use aot::AotCache;
-pub(crate) use call::{CallRequest, CallScope, after, before, call};
+pub(crate) use call::{CallRequest, CallScope, after, argument_bytes, before, call};
 pub(crate) use engine::runtime;
 pub use prepare::pack;
 pub(crate) use prepare::{Prepared, prepare};

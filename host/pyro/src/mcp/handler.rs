@@ -36,10 +36,17 @@ pub(crate) struct Handler {
     calls: AtomicU64,
     /// Cancelled when the client closed its end.
     closed: CancellationToken,
+    /// Cancelled when the server is to end.
+    stop: CancellationToken,
 }
 
 impl Handler {
-    pub(crate) fn new(toolbox: Toolbox, instructions: Option<&str>, closed: CancellationToken) -> Handler {
+    pub(crate) fn new(
+        toolbox: Toolbox,
+        instructions: Option<&str>,
+        closed: CancellationToken,
+        stop: CancellationToken,
+    ) -> Handler {
         let tools = toolbox.tools().iter().map(convert::tool).collect();
         let mut config = ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
             .with_server_info(convert::server_info());
@@ -54,6 +61,7 @@ impl Handler {
             session_id: format!("mcp-{}", std::process::id()),
             calls: AtomicU64::new(0),
             closed,
+            stop,
         }
     }
 
@@ -173,15 +181,20 @@ impl ServerHandler for Handler {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if self.toolbox.tool(&request.name).is_none() {
+        let Some(def) = self.toolbox.tool(&request.name) else {
             return Err(self.unknown_tool(&request.name));
-        }
+        };
         let closed = async {
             self.closed.cancelled().await;
             tokio::time::sleep(CLOSING_GRACE).await;
         };
         tokio::select! {
             biased;
+            () = self.stop.cancelled() => {
+                let error = ToolError::new("cancelled", "the server was told to end; the call was given up")
+                    .with_hint("start the server again; what the call had done until then stands");
+                Ok(convert::error(&error, Some(def)).into())
+            }
             // Neither of these answers reaches the client: the first is dropped by rmcp, the second has no reader.
             () = context.ct.cancelled() => Err(cancelled("the client cancelled the call")),
             () = closed => Err(cancelled("the client closed the connection")),

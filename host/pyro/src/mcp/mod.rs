@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use handler::Handler;
 use transport::LineTransport;
 
-/// How long after the client's going away answers are still delivered. rmcp itself would wait 5 s for a request that ends
+/// How long after the client's going away, or being told to stop, answers are still delivered. rmcp itself would wait 5 s for a request that ends
 /// in the moment between its own steps.
 const LAST_ANSWERS: Duration = Duration::from_millis(1500);
 
@@ -89,10 +89,14 @@ impl Server {
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
         let closed = CancellationToken::new();
-        let handler = Handler::new(self.toolbox, self.instructions.as_deref(), closed.clone());
+        let handler = Handler::new(self.toolbox, self.instructions.as_deref(), closed.clone(), stop.clone());
         let transport = LineTransport::new(input, output, closed.clone());
-        let client_gone = async move {
-            closed.cancelled().await;
+        let stopped = stop.clone();
+        let last_answers = async move {
+            tokio::select! {
+                () = closed.cancelled() => {}
+                () = stopped.cancelled() => {}
+            }
             tokio::time::sleep(LAST_ANSWERS).await;
         };
         let service = match serve_server_with_ct(handler, transport, stop).await {
@@ -107,7 +111,7 @@ impl Server {
                 Ok(QuitReason::JoinError(error)) | Err(error) => Err(ServeError::Stopped(error)),
                 Ok(_) => Ok(()),
             },
-            () = client_gone => Ok(()),
+            () = last_answers => Ok(()),
         }
     }
 }

@@ -52,7 +52,7 @@ impl IdScanner {
         }
         match serde_json::from_slice(self.id.trim_ascii()).ok()? {
             Value::String(text) => Some(Value::String(text)),
-            Value::Number(number) if number.is_i64() => Some(Value::Number(number)),
+            Value::Number(number) if number.is_i64() || number.is_u64() => Some(Value::Number(number)),
             _ => None,
         }
     }
@@ -147,6 +147,8 @@ mod tests {
             request_id(br#"{"method":"x","params":{"id":1,"a":[{"id":2}]},"id" : "a,}b" }"#),
             Some(json!("a,}b"))
         );
+        // Too large for rmcp, but the client's own.
+        assert_eq!(request_id(br#"{"id":18446744073709551615,"method":"x"}"#), Some(json!(u64::MAX)));
         assert_eq!(request_id(b"\xEF\xBB\xBF {\"id\":-3,\"method\":\"x\"}"), Some(json!(-3)));
         assert_eq!(request_id(br#"{"id":"q\"uote","method":"x"}"#), Some(json!("q\"uote")));
     }

@@ -16,14 +16,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::AsyncReadExt;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-/// Above this many unsent bytes nothing more is read: a client that does not read its answers gets no more work done.
-pub(crate) const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long a full terminal is left alone; nobody measures the latency of a terminal.
 const BLOCKED_TERMINAL_PAUSE: Duration = Duration::from_millis(5);
@@ -103,6 +101,13 @@ impl Input {
             Input::Blocking(file) => file.read(buffer).await,
         }
     }
+
+    /// Tells whether the client has closed its end, though bytes of it may still be unread.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        let (Input::Socket(fd) | Input::Pipe(fd)) = self else { return false };
+        let mut poll = [PollFd::new(fd, PollFlags::RDHUP)];
+        rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
 }
 
 async fn read_ready(
@@ -138,10 +143,18 @@ pub(crate) struct Output {
 
 struct Shared {
     sink: Sink,
-    unsent: Mutex<VecDeque<u8>>,
+    line: Mutex<Waiting>,
     /// Held by the one future that waits for the stream.
     flusher: tokio::sync::Mutex<()>,
-    drained: tokio::sync::Notify,
+    changed: tokio::sync::Notify,
+}
+
+/// What waits to be written.
+#[derive(Default)]
+struct Waiting {
+    unsent: VecDeque<u8>,
+    /// The stream takes nothing any more.
+    broken: bool,
 }
 
 enum Sink {
@@ -164,9 +177,9 @@ impl Output {
         Ok(Output {
             shared: Arc::new(Shared {
                 sink,
-                unsent: Mutex::default(),
+                line: Mutex::default(),
                 flusher: tokio::sync::Mutex::default(),
-                drained: tokio::sync::Notify::new(),
+                changed: tokio::sync::Notify::new(),
             }),
         })
     }
@@ -174,20 +187,22 @@ impl Output {
     /// Puts a message in line and writes as much as the stream takes now. The future ends when the line is empty.
     pub(crate) fn send(&self, message: &[u8]) -> impl Future<Output = io::Result<()>> + Send + use<> {
         let now = {
-            let mut unsent = self.shared.unsent();
-            if unsent.is_empty() {
-                match self.shared.sink.write(message) {
-                    Ok(written) => {
-                        unsent.extend(message.get(written..).unwrap_or_default());
-                        Ok(unsent.is_empty())
-                    }
-                    Err(error) => Err(error),
-                }
+            let mut line = self.shared.line();
+            if line.broken {
+                Err(io::ErrorKind::BrokenPipe.into())
+            } else if line.unsent.is_empty() {
+                self.shared.sink.write(message).map(|written| {
+                    line.unsent.extend(message.get(written..).unwrap_or_default());
+                    line.unsent.is_empty()
+                })
             } else {
-                unsent.extend(message);
+                line.unsent.extend(message);
                 Ok(false)
             }
         };
+        if now.is_err() {
+            self.shared.give_up();
+        }
         let shared = self.shared.clone();
         async move {
             if now? {
@@ -202,37 +217,54 @@ impl Output {
         self.shared.flush().await
     }
 
-    /// Waits until few enough bytes are in line, see [`MAX_UNSENT_BYTES`].
-    pub(crate) async fn has_room(&self) {
-        loop {
-            let drained = self.shared.drained.notified();
-            if self.shared.unsent().len() <= MAX_UNSENT_BYTES {
-                return;
-            }
-            drained.await;
-        }
+    /// Returns how many bytes are in line; `None` when nobody will ever read them.
+    pub(crate) fn unsent(&self) -> Option<usize> {
+        let line = self.shared.line();
+        (!line.broken).then_some(line.unsent.len())
+    }
+
+    /// Waits until [`unsent`](Self::unsent) changes. What changes after the call is not missed.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.shared.changed.notified()
     }
 }
 
 impl Shared {
-    fn unsent(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.unsent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn line(&self) -> MutexGuard<'_, Waiting> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reader has left, or the stream is of no use.
+    fn give_up(&self) {
+        *self.line() = Waiting { unsent: VecDeque::new(), broken: true };
+        self.changed.notify_waiters();
     }
 
     async fn flush(&self) -> io::Result<()> {
         let _turn = self.flusher.lock().await;
+        let done = self.write_all().await;
+        if done.is_err() {
+            self.give_up();
+        }
+        done
+    }
+
+    async fn write_all(&self) -> io::Result<()> {
         loop {
             {
-                let mut unsent = self.unsent();
-                while !unsent.is_empty() {
-                    let written = self.sink.write(unsent.as_slices().0)?;
+                let mut line = self.line();
+                if line.broken {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                while !line.unsent.is_empty() {
+                    let written = self.sink.write(line.unsent.as_slices().0)?;
                     if written == 0 {
                         break;
                     }
-                    unsent.drain(..written);
+                    line.unsent.drain(..written);
                 }
-                self.drained.notify_waiters();
-                if unsent.is_empty() {
+                self.changed.notify_waiters();
+                if line.unsent.is_empty() {
                     return Ok(());
                 }
             }
@@ -265,8 +297,8 @@ impl Sink {
             Sink::Socket(fd) | Sink::Pipe(fd) => {
                 let mut guard = fd.writable().await?;
                 // Readiness may be old news: ask the kernel, and wait for the next edge when it disagrees.
-                let mut poll = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::OUT)];
-                if rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
+                let mut poll = [PollFd::new(fd, PollFlags::OUT)];
+                if rustix::event::poll(&mut poll, Some(&Timespec::default()))? == 0 {
                     guard.clear_ready();
                 }
                 Ok(())

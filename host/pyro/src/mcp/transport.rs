@@ -11,11 +11,17 @@
 //! | a batch (an array) | -32600 for every request in it |
 //! | a notification before the session begins | none |
 //!
-//! End of input cancels `closed`, which ends the calls in progress.
+//! A client that sends more than it reads is not read from any more until it has caught up. End of input, or of whoever
+//! reads the output, cancels `closed`, which ends the calls in progress.
 
+use std::collections::HashSet;
 use std::io;
+use std::time::{Duration, Instant};
 
-use rmcp::model::{ClientRequest, GetMeta, JsonRpcMessage, ProtocolVersion};
+use rmcp::model::{
+    ClientNotification, ClientRequest, ErrorCode, GetMeta, InitializeRequestParams, JsonRpcMessage, ProtocolVersion,
+    RequestId,
+};
 use rmcp::service::{RoleServer, RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use serde_json::{Value, json};
@@ -26,6 +32,13 @@ use super::stdio::{Input, Output};
 
 /// Longest line that is read. A longer one is skipped, not buffered.
 pub(crate) const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
+/// Above this many unsent bytes nothing more is read: a client that does not read its answers gets no more work done.
+pub(crate) const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
+/// The same for requests that have no answer yet. Each of them may hold a large one.
+const MAX_UNANSWERED: usize = 1024;
+/// How often a client that is not read from is looked at, and how long one that has closed its end may take nothing.
+const STALLED_LOOK: Duration = Duration::from_millis(250);
+const STALLED_LIMIT: Duration = Duration::from_millis(1500);
 /// Bytes asked for at a time.
 const READ_BYTES: usize = 64 * 1024;
 /// A buffer that grew beyond this for one message is given back.
@@ -33,6 +46,7 @@ const KEEP_BUFFER_BYTES: usize = 1024 * 1024;
 
 const PARSE_ERROR: i32 = -32700;
 const INVALID_REQUEST: i32 = -32600;
+const INVALID_PARAMS: i32 = -32602;
 
 /// The transport of one client.
 pub(crate) struct LineTransport {
@@ -42,13 +56,66 @@ pub(crate) struct LineTransport {
     closed: CancellationToken,
     lines: LineBuffer,
     chunk: Vec<u8>,
+    /// Requests that were passed on and have no answer.
+    unanswered: HashSet<RequestId>,
+    /// The client has to catch up: how far it was behind, and since when.
+    stalled: Option<(usize, Instant)>,
     /// A request that begins a session was seen. Before it, rmcp takes anything but a request as fatal.
     opened: bool,
 }
 
 impl LineTransport {
     pub(crate) fn new(input: Input, output: Output, closed: CancellationToken) -> LineTransport {
-        LineTransport { input, output, closed, lines: LineBuffer::default(), chunk: vec![0; READ_BYTES], opened: false }
+        LineTransport {
+            input,
+            output,
+            closed,
+            lines: LineBuffer::default(),
+            chunk: vec![0; READ_BYTES],
+            unanswered: HashSet::new(),
+            stalled: None,
+            opened: false,
+        }
+    }
+
+    /// Waits until the client may ask for more. Returns false when it has left.
+    async fn may_ask(&mut self) -> bool {
+        loop {
+            let changed = self.output.changed();
+            let Some(unsent) = self.output.unsent() else { return false };
+            if unsent <= MAX_UNSENT_BYTES && self.unanswered.len() < MAX_UNANSWERED {
+                self.stalled = None;
+                return true;
+            }
+            let behind = unsent + self.unanswered.len();
+            let since = match self.stalled {
+                Some((before, since)) if before <= behind => since,
+                _ => Instant::now(),
+            };
+            self.stalled = Some((behind, since));
+            if self.input.is_hung_up() && since.elapsed() > STALLED_LIMIT {
+                return false;
+            }
+            let _ = tokio::time::timeout(STALLED_LOOK, changed).await;
+        }
+    }
+
+    /// Keeps account of a message that is passed on.
+    fn note(&mut self, message: &RxJsonRpcMessage<RoleServer>) {
+        match message {
+            JsonRpcMessage::Request(request) => {
+                self.unanswered.insert(request.id.clone());
+            }
+            JsonRpcMessage::Notification(notification) => {
+                // It gets no answer any more.
+                if let ClientNotification::CancelledNotification(cancelled) = &notification.notification
+                    && let Some(id) = &cancelled.params.request_id
+                {
+                    self.unanswered.remove(id);
+                }
+            }
+            JsonRpcMessage::Response(_) | JsonRpcMessage::Error(_) => {}
+        }
     }
 
     /// Understands a line, or answers it.
@@ -60,7 +127,13 @@ impl LineTransport {
             return None;
         }
         match serde_json::from_slice::<RxJsonRpcMessage<RoleServer>>(line) {
-            Ok(message) => self.opens(&message).then_some(message),
+            Ok(message) => {
+                if let Some(fault) = fault_of_parameters(&message, line) {
+                    self.answer(INVALID_PARAMS, &fault, recover::request_id(line));
+                    return None;
+                }
+                self.opens(&message).then_some(message)
+            }
             Err(error) => {
                 self.refuse(line, &error);
                 None
@@ -98,7 +171,11 @@ impl LineTransport {
                     || (value.get("method").is_some() && value.get("id").is_none())
             });
             if id.is_some() || !nobody_waits {
-                self.answer(INVALID_REQUEST, "the message is not a valid JSON-RPC 2.0 request", id);
+                let (code, fact) = match serde_json::from_slice(line).ok().and_then(|message| misshapen(&message)) {
+                    Some(fact) => (INVALID_PARAMS, fact),
+                    None => (INVALID_REQUEST, "the message is not a valid JSON-RPC 2.0 request".to_owned()),
+                };
+                self.answer(code, &fact, id);
             }
         } else if id.is_some() {
             self.answer(PARSE_ERROR, &format!("the message cannot be parsed: {error}"), id);
@@ -142,13 +219,61 @@ impl LineTransport {
     }
 }
 
+/// Returns what is wrong with the parameters of a request that rmcp would take for another, or for one without any.
+fn fault_of_parameters(message: &RxJsonRpcMessage<RoleServer>, line: &[u8]) -> Option<String> {
+    let JsonRpcMessage::Request(request) = message else { return None };
+    match &request.request {
+        ClientRequest::CustomRequest(custom) if custom.method == "initialize" => {
+            let error = custom.params_as::<InitializeRequestParams>().err()?;
+            Some(format!("invalid parameters of `initialize`: {error}"))
+        }
+        ClientRequest::ListToolsRequest(list) if list.params.as_ref().is_none_or(|params| params.cursor.is_none()) => {
+            let message: Value = serde_json::from_slice(line).ok()?;
+            misshapen(&message).or_else(|| {
+                let cursor = message.get("params")?.get("cursor")?;
+                (!cursor.is_null())
+                    .then(|| format!("invalid parameters of `tools/list`: the cursor {cursor} is no string"))
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Returns which part of a request is not the object that MCP wants there.
+fn misshapen(message: &Value) -> Option<String> {
+    let method = message.get("method")?.as_str()?;
+    let params = message.get("params").filter(|params| !params.is_null())?;
+    let part = match params.get("_meta") {
+        _ if !params.is_object() => "they",
+        Some(meta) if !meta.is_object() => "`_meta`",
+        _ => return None,
+    };
+    let verb = if part == "they" { "are" } else { "is" };
+    Some(format!("invalid parameters of `{method}`: {part} {verb} no object"))
+}
+
 impl Transport<RoleServer> for LineTransport {
     type Error = io::Error;
 
     fn send(
         &mut self,
-        item: TxJsonRpcMessage<RoleServer>,
+        mut item: TxJsonRpcMessage<RoleServer>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
+        match &mut item {
+            JsonRpcMessage::Response(response) => {
+                self.unanswered.remove(&response.id);
+            }
+            JsonRpcMessage::Error(answer) => {
+                if let Some(id) = &answer.id {
+                    self.unanswered.remove(id);
+                }
+                // rmcp's own message is the bare method.
+                if answer.error.code == ErrorCode::METHOD_NOT_FOUND && !answer.error.message.contains(' ') {
+                    answer.error.message = format!("unknown method `{}`", answer.error.message).into();
+                }
+            }
+            JsonRpcMessage::Request(_) | JsonRpcMessage::Notification(_) => {}
+        }
         let sent = match serde_json::to_vec(&item) {
             Ok(mut bytes) => {
                 bytes.push(b'\n');
@@ -161,11 +286,12 @@ impl Transport<RoleServer> for LineTransport {
 
     /// Nothing is lost when the future is dropped: what was read stays in `lines`.
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleServer>> {
-        loop {
-            while let Some(line) = self.lines.next_line() {
+        while self.may_ask().await {
+            if let Some(line) = self.lines.next_line() {
                 match line {
                     Line::Whole(line) => {
                         if let Some(message) = self.read_line(&line) {
+                            self.note(&message);
                             return Some(message);
                         }
                     }
@@ -177,8 +303,8 @@ impl Transport<RoleServer> for LineTransport {
                         }
                     }
                 }
+                continue;
             }
-            self.output.has_room().await;
             match self.input.read(&mut self.chunk).await {
                 Ok(0) => break,
                 Ok(read) => self.lines.push(self.chunk.get(..read).unwrap_or_default()),

@@ -145,10 +145,32 @@ fn faults_of_the_protocol_are_protocol_errors() {
             let answer = client.request("tools/call", params.clone());
             assert_eq!(answer["error"]["code"], -32602, "{params}: {answer}");
         }
-        assert_eq!(client.request("no/such/method", json!({}))["error"]["code"], -32601);
-        assert_eq!(client.request("resources/read", json!({"uri": "x:y"}))["error"]["code"], -32601);
-        assert_eq!(client.request("logging/setLevel", json!({"level": "info"}))["error"]["code"], -32601);
+        for (method, params) in [
+            ("no/such/method", json!({})),
+            ("resources/read", json!({"uri": "x:y"})),
+            ("logging/setLevel", json!({"level": "info"})),
+        ] {
+            let answer = client.request(method, params);
+            assert_eq!(answer["error"]["code"], -32601, "{answer}");
+            assert_eq!(answer["error"]["message"], format!("unknown method `{method}`"));
+        }
     }
+}
+
+#[test]
+fn a_handshake_with_a_mistake_names_it_and_can_be_made_again() {
+    let home = Home::new();
+    let mut client = Client::start(&home, VM_RUN, Wire::Pipes);
+    for (params, named) in [
+        (json!({"protocolVersion": "2025-11-25", "capabilities": {}}), "clientInfo"),
+        (json!({"protocolVersion": 5, "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}), "5"),
+    ] {
+        let error = client.request("initialize", params)["error"].clone();
+        assert_eq!(error["code"], -32602, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(named), "{error}");
+    }
+    client.initialize("2025-11-25");
+    assert!(client.request("tools/list", json!({}))["result"]["tools"].is_array());
 }
 
 #[test]
@@ -162,6 +184,11 @@ fn every_line_that_has_an_id_is_answered() {
         (r#"{"jsonrpc":"2.0","id":901,"method":"tools/list""#.to_owned(), json!(901), -32700),
         (r#"{"jsonrpc":"2.0","id":902,"method":5}"#.to_owned(), json!(902), -32600),
         (r#"{"jsonrpc":"1.0","id":903,"method":"tools/list"}"#.to_owned(), json!(903), -32600),
+        (r#"{"jsonrpc":"2.0","id":9223372036854775808,"method":"tools/list"}"#.to_owned(), json!(1_u64 << 63), -32600),
+        (r#"{"jsonrpc":"2.0","id":906,"method":"tools/call","params":[]}"#.to_owned(), json!(906), -32602),
+        (r#"{"jsonrpc":"2.0","id":907,"method":"tools/list","params":"x"}"#.to_owned(), json!(907), -32602),
+        (r#"{"jsonrpc":"2.0","id":908,"method":"tools/list","params":{"_meta":5}}"#.to_owned(), json!(908), -32602),
+        (r#"{"jsonrpc":"2.0","id":909,"method":"tools/list","params":{"cursor":5}}"#.to_owned(), json!(909), -32602),
         (r#"[{"jsonrpc":"2.0","id":904,"method":"tools/list"}]"#.to_owned(), json!(904), -32600),
         ("[]".to_owned(), Value::Null, -32600),
         ("5".to_owned(), Value::Null, -32600),
@@ -263,8 +290,10 @@ fn signals_end_the_server_cleanly() {
     for signal in [Signal::TERM, Signal::INT] {
         let home = endless_home();
         let mut client = Client::ready(&home);
-        let (_, pid) = begin_endless_call(&home, &mut client);
+        let (id, pid) = begin_endless_call(&home, &mut client);
         client.signal(signal);
+        let answer = client.answer(&json!(id));
+        assert_eq!(answer["result"]["_meta"]["pyro/error"]["code"], "cancelled", "{answer}");
         let (status, took) = client.wait();
         assert_eq!(status.code(), Some(0), "{signal:?}");
         assert!(took < PROMPT, "{signal:?}: {took:?}");
@@ -322,5 +351,72 @@ fn answers_to_a_client_that_reads_late_are_complete_and_in_order() {
             assert!(answer["result"]["tools"].is_array(), "{answer}");
         }
         assert!(client.close().0.success());
+    }
+}
+
+/// What a client does that has sent much and read nothing.
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    Signal,
+    EndOfInput,
+    Both,
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_nobody_up() {
+    let home = Home::new();
+    for (wire, lists) in [(Wire::Pipes, 2), (Wire::Pipes, 40_000), (Wire::Sockets, 40_000)] {
+        thread::scope(|scope| {
+            for leaving in [Leaving::Signal, Leaving::EndOfInput, Leaving::Both] {
+                let home = &home;
+                scope.spawn(move || leave_unread(home, wire, lists, leaving));
+            }
+        });
+    }
+}
+
+fn leave_unread(home: &Home, wire: Wire, lists: usize, leaving: Leaving) {
+    let (server, mut input, output) = start_unread(home, &["--profile", "workspace-extended"], wire);
+    let hello = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"},
+    }});
+    writeln!(input, "{hello}").unwrap();
+    let mut output = BufReader::new(output);
+    assert!(output.read_line(&mut String::new()).unwrap() > 0);
+    writeln!(input, r#"{{"jsonrpc":"2.0","method":"notifications/initialized"}}"#).unwrap();
+
+    rustix::io::ioctl_fionbio(&input, true).unwrap();
+    let mut refused = 0;
+    for id in 1..=lists {
+        let line = format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/list\"}}\n");
+        // A server that has taken nothing for a second takes no more.
+        while refused < 100 && input.write_all(line.as_bytes()).is_err() {
+            refused += 1;
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    assert_eq!(refused == 100, lists > 1000, "{wire:?} {lists}: how much it takes has a limit");
+    let pid = server.id();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")?.trim().parse().ok());
+    let peak: u64 = peak.unwrap();
+    assert!(peak < 640 * 1024, "{wire:?} {lists}: {peak} KiB");
+
+    match leaving {
+        Leaving::Signal => {
+            let pid = rustix::process::Pid::from_child(&server);
+            rustix::process::kill_process(pid, Signal::TERM).unwrap();
+            wait_for_success(server, &format!("{wire:?} {lists} {leaving:?}"));
+            drop((input, output));
+        }
+        Leaving::EndOfInput => {
+            drop(input);
+            wait_for_success(server, &format!("{wire:?} {lists} {leaving:?}"));
+            drop(output);
+        }
+        Leaving::Both => {
+            drop((input, output));
+            wait_for_success(server, &format!("{wire:?} {lists} {leaving:?}"));
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! A home of its own for each test, and a raw MCP client.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -110,10 +110,48 @@ pub enum Wire {
     Sockets,
 }
 
+/// A server, and its streams for a client that reads them as it likes.
+pub fn start_unread(home: &Home, args: &[&str], wire: Wire) -> (Child, File, File) {
+    let mut command = home.command(&[&["mcp", "serve"], args].concat());
+    command.stderr(Stdio::inherit());
+    match wire {
+        Wire::Pipes => {
+            let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+            let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+            (child, File::from(OwnedFd::from(input)), File::from(OwnedFd::from(output)))
+        }
+        Wire::Sockets => {
+            let (input, theirs_in) = UnixStream::pair().unwrap();
+            let (output, theirs_out) = UnixStream::pair().unwrap();
+            command.stdin(OwnedFd::from(theirs_in)).stdout(OwnedFd::from(theirs_out));
+            let child = command.spawn().unwrap();
+            (child, File::from(OwnedFd::from(input)), File::from(OwnedFd::from(output)))
+        }
+    }
+}
+
+/// Waits for a server that is to end well.
+#[track_caller]
+pub fn wait_for_success(mut server: Child, what: &str) {
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = server.try_wait().unwrap() {
+            break status;
+        }
+        if started.elapsed() > SOON {
+            let _ = server.kill();
+            let _ = server.wait();
+            panic!("{what}: the server does not end");
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    assert!(status.success(), "{what}: {status}");
+}
+
 /// A server and the client's end of its streams.
 pub struct Client {
     child: Child,
-    input: Option<Box<dyn Write + Send>>,
+    input: Option<File>,
     messages: Receiver<Value>,
     waiting: VecDeque<Value>,
     next_id: i64,
@@ -122,24 +160,7 @@ pub struct Client {
 
 impl Client {
     pub fn start(home: &Home, args: &[&str], wire: Wire) -> Client {
-        let mut all = vec!["mcp", "serve"];
-        all.extend(args);
-        let mut command = home.command(&all);
-        command.stderr(Stdio::inherit());
-        let (child, input, output): (Child, Box<dyn Write + Send>, Box<dyn Read + Send>) = match wire {
-            Wire::Pipes => {
-                let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-                let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-                (child, Box::new(input), Box::new(output))
-            }
-            Wire::Sockets => {
-                let (input, theirs_in) = UnixStream::pair().unwrap();
-                let (output, theirs_out) = UnixStream::pair().unwrap();
-                command.stdin(OwnedFd::from(theirs_in)).stdout(OwnedFd::from(theirs_out));
-                let child = command.spawn().unwrap();
-                (child, Box::new(input), Box::new(output))
-            }
-        };
+        let (child, input, output) = start_unread(home, args, wire);
         let (sender, messages) = channel();
         thread::spawn(move || {
             for line in BufReader::new(output).lines() {
