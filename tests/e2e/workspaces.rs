@@ -214,6 +214,48 @@ fn a_workspace_outlives_its_server_and_is_shared() {
 }
 
 #[test]
+fn edits_at_once_are_all_made() {
+    const EDITS: usize = 10;
+    let home = Home::new();
+    let mut client = Client::initialized(&home, &["--profile", "workspace-extended"]);
+    let made = client.call("workspace_create", json!({"environment": "debian:12"}));
+    let id = made["structuredContent"]["workspace_id"].as_str().expect("an id").to_owned();
+    let text: String = (0..EDITS).map(|number| format!("key{number}=old\n\n\n\n")).collect();
+    client.call("workspace_file_write", json!({"workspace_id": id, "path": "text", "text": text}));
+    let edit = |number: usize, from: &str, to: &str| {
+        let (old_text, new_text) = (format!("key{number}={from}"), format!("key{number}={to}"));
+        json!({"workspace_id": id, "path": "text", "old_text": old_text, "new_text": new_text})
+    };
+    let patch = |number: usize| {
+        let line = 1 + 4 * number;
+        let patch = format!("--- a/text\n+++ b/text\n@@ -{line} +{line} @@\n-key{number}=new\n+key{number}=newer\n");
+        json!({"workspace_id": id, "patch": patch})
+    };
+    for round in 0..2 {
+        let calls: Vec<i64> = (0..EDITS)
+            .map(|number| {
+                let (name, arguments) = match round {
+                    0 => ("workspace_file_edit", edit(number, "old", "new")),
+                    _ => ("workspace_patch_apply", patch(number)),
+                };
+                client.send("tools/call", json!({"name": name, "arguments": arguments}))
+            })
+            .collect();
+        for call in calls {
+            let answer = client.answer(call);
+            assert_ne!(answer["result"]["isError"], true, "{answer}");
+        }
+        let read = client.call("workspace_exec", json!({"workspace_id": id, "command": "grep . text"}));
+        let word = if round == 0 { "new" } else { "newer" };
+        let expected: String = (0..EDITS).map(|number| format!("key{number}={word}\n")).collect();
+        assert_eq!(read["structuredContent"]["stdout"], expected);
+    }
+    client.call("workspace_delete", json!({"workspace_id": id}));
+    client.close();
+    home.expect_clean_within(CLEAN);
+}
+
+#[test]
 fn commands_go_on_in_the_background() {
     let home = Home::new();
     let secret = format!("TOKEN={SECRET}");

@@ -58,6 +58,32 @@ pub struct FileChangeHead {
     /// Permission bits; the file's own, else 0644, when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
+    /// What the file must have now; absent, anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<ContentSum>,
+}
+
+/// What tells one content of a file from another. It notices changes by others, not forgery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentSum {
+    /// Its size.
+    pub bytes: u64,
+    /// The 64-bit FNV-1a hash, <http://www.isthe.com/chongo/tech/comp/fnv/>.
+    pub hash: u64,
+}
+
+impl Default for ContentSum {
+    fn default() -> Self {
+        Self { bytes: 0, hash: 0xcbf2_9ce4_8422_2325 }
+    }
+}
+
+impl ContentSum {
+    /// Takes in the next bytes.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.hash = bytes.iter().fold(self.hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    }
 }
 
 /// What an entry of the file system is.

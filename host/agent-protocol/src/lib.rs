@@ -55,7 +55,9 @@ mod services;
 mod signal;
 mod terminals;
 
-pub use files::{FileApplyRequest, FileChangeHead, FileEntry, FileKind, FileListRequest, FilePath, FileReadRequest};
+pub use files::{
+    ContentSum, FileApplyRequest, FileChangeHead, FileEntry, FileKind, FileListRequest, FilePath, FileReadRequest,
+};
 pub use frame::{
     FrameDecoder, FrameError, GuestFrame, HostFrame, encode_guest_data, encode_host_data, encode_stderr, encode_stdin,
     encode_stdout,

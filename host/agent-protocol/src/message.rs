@@ -35,6 +35,8 @@ pub mod codes {
     pub const ALREADY_EXISTS: &str = "already_exists";
     /// What it is about has ended, or has not ended yet.
     pub const INVALID_STATE: &str = "invalid_state";
+    /// A file is not, or no more, what the change was made for.
+    pub const CONFLICT: &str = "conflict";
     /// The path leaves its root.
     pub const DENIED: &str = "denied";
     /// The guest's file system is full.

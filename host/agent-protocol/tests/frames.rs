@@ -152,9 +152,12 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         text().prop_map(HostFrame::Signal),
         vec(any::<u8>(), 0..2000).prop_map(HostFrame::Data),
         Just(HostFrame::DataEof),
-        (text(), any::<Option<u64>>(), any::<Option<u32>>()).prop_map(|(path, content_bytes, mode)| {
-            HostFrame::Change(FileChangeHead { path, content_bytes, mode })
-        }),
+        (text(), any::<Option<u64>>(), any::<Option<u32>>(), any::<Option<(u64, u64)>>()).prop_map(
+            |(path, content_bytes, mode, replaces)| {
+                let replaces = replaces.map(|(bytes, hash)| ContentSum { bytes, hash });
+                HostFrame::Change(FileChangeHead { path, content_bytes, mode, replaces })
+            }
+        ),
         (0x20u8..0x80).prop_map(HostFrame::Unknown),
     ]
 }

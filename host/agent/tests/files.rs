@@ -58,7 +58,12 @@ impl Tree {
         let mut host = self.agent.open(Op::FileApply(FileApplyRequest { root: self.text("") }));
         for (path, content, mode) in changes {
             let content_bytes = content.map(|content| content.len() as u64);
-            host.send(&HostFrame::Change(FileChangeHead { path: self.text(path), content_bytes, mode: *mode }));
+            host.send(&HostFrame::Change(FileChangeHead {
+                path: self.text(path),
+                content_bytes,
+                mode: *mode,
+                replaces: None,
+            }));
             if let Some(content) = content {
                 host.send(&HostFrame::Data(content.as_bytes().to_vec()));
             }
@@ -186,6 +191,14 @@ fn paths_stay_below_their_root() {
     for path in [format!("{}/../outside", tree.text("")), "relative".into(), String::new(), "/a\0b".into()] {
         let request = FilePath { root: tree.text(""), path };
         assert_eq!(tree.agent.ask(Op::FileStat(request)).code(), codes::INVALID_ARGUMENT);
+    }
+    // A root below the one that was granted is no way out either.
+    for link in ["absolute", "relative"] {
+        let root = tree.text(link);
+        let request = FilePath { path: format!("{root}/secret"), root };
+        assert_eq!(tree.agent.ask(Op::FileStat(request.clone())).code(), codes::DENIED, "{link}");
+        assert_eq!(tree.agent.ask(Op::FileArchive(request.clone())).code(), codes::DENIED, "{link}");
+        assert_eq!(tree.agent.feed(Op::FileExtract(request), &tar_of(&[])).code(), codes::DENIED, "{link}");
     }
     assert_eq!(tree.snapshot(), before);
 }
@@ -331,7 +344,7 @@ fn a_change_that_fails_undoes_the_others() {
         (("one/below", Some("x"), None), codes::NOT_FOUND),
         (("mode", Some("x"), Some(0o100_644)), codes::INVALID_ARGUMENT),
         // The same file twice: the second finds it changed.
-        (("two", None, None), codes::IO),
+        (("two", None, None), codes::CONFLICT),
     ] {
         let answer = tree.apply(&[good[0], good[1], good[2], bad]);
         assert_eq!(answer.code(), code, "{bad:?}");
@@ -340,12 +353,46 @@ fn a_change_that_fails_undoes_the_others() {
 }
 
 #[test]
+fn a_change_replaces_what_it_was_made_for_or_nothing() {
+    let tree = Tree::new();
+    tree.write("file", "old");
+    tree.write("other", "other");
+    let sum = |content: &str| {
+        let mut sum = ContentSum::default();
+        sum.add(content.as_bytes());
+        Some(sum)
+    };
+    let apply = |path: &str, content: Option<&str>, replaces| {
+        let mut host = tree.agent.open(Op::FileApply(FileApplyRequest { root: tree.text("") }));
+        let also = FileChangeHead { path: tree.text("other"), content_bytes: Some(0), ..FileChangeHead::default() };
+        host.send(&HostFrame::Change(also));
+        let content_bytes = content.map(|content| content.len() as u64);
+        let head = FileChangeHead { path: tree.text(path), content_bytes, mode: None, replaces };
+        host.send(&HostFrame::Change(head));
+        host.send_data(content.unwrap_or_default().as_bytes());
+        host.answer()
+    };
+    let before = tree.snapshot();
+    for replaces in [sum("olds"), sum("ol"), sum("new"), sum("")] {
+        assert_eq!(apply("file", Some("new"), replaces).code(), codes::CONFLICT);
+        assert_eq!(apply("file", None, replaces).code(), codes::CONFLICT);
+    }
+    assert_eq!(apply("gone", Some("new"), sum("")).code(), codes::CONFLICT);
+    assert_eq!(apply("gone", None, sum("x")).code(), codes::CONFLICT);
+    assert_eq!(tree.snapshot(), before);
+    apply("file", Some("new"), sum("old")).done();
+    assert_eq!(tree.read("file", 0, 10).data, b"new");
+    apply("file", None, sum("new")).done();
+    assert_eq!(tree.read("file", 0, 10).code(), codes::NOT_FOUND);
+}
+
+#[test]
 fn a_host_that_leaves_changes_nothing() {
     let tree = Tree::new();
     tree.write("one", "1");
     let before = tree.snapshot();
     let mut host = tree.agent.open(Op::FileApply(FileApplyRequest { root: tree.text("") }));
-    let change = FileChangeHead { path: tree.text("deep/one"), content_bytes: Some(100), mode: None };
+    let change = FileChangeHead { path: tree.text("deep/one"), content_bytes: Some(100), mode: None, replaces: None };
     host.send(&HostFrame::Change(change));
     host.send(&HostFrame::Data(vec![1; 50]));
     eventually("the content is staged", || tree.root().join("deep").exists());
@@ -366,7 +413,7 @@ fn content_that_does_not_fit_its_length_is_refused() {
     let before = tree.snapshot();
     for (length, sent) in [(3, 4), (4, 3)] {
         let mut host = tree.agent.open(Op::FileApply(FileApplyRequest { root: tree.text("") }));
-        let change = FileChangeHead { path: tree.text("x"), content_bytes: Some(length), mode: None };
+        let change = FileChangeHead { path: tree.text("x"), content_bytes: Some(length), mode: None, replaces: None };
         host.send(&HostFrame::Change(change));
         host.send_data(&vec![b'x'; sent]);
         assert_eq!(host.answer().code(), codes::PROTOCOL_VIOLATION);

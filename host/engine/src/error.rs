@@ -19,6 +19,8 @@ pub enum ErrorCode {
     AlreadyExists,
     /// What it is about is not in a state that allows it.
     InvalidState,
+    /// What it is about was changed by another since it was looked at.
+    Conflict,
     /// No environment with that name.
     UnknownEnvironment,
     /// An environment could not be built.
@@ -63,6 +65,7 @@ impl ErrorCode {
             Self::NotFound => "not_found",
             Self::AlreadyExists => "already_exists",
             Self::InvalidState => "invalid_state",
+            Self::Conflict => "conflict",
             Self::UnknownEnvironment => "unknown_environment",
             Self::EnvironmentBuildFailed => "environment_build_failed",
             Self::DiskFull => "disk_full",
@@ -203,6 +206,7 @@ mod tests {
             ErrorCode::InvalidArgument,
             ErrorCode::NotFound,
             ErrorCode::AlreadyExists,
+            ErrorCode::Conflict,
             ErrorCode::InvalidState,
             ErrorCode::UnknownEnvironment,
             ErrorCode::EnvironmentBuildFailed,

@@ -31,8 +31,8 @@ pub use engine::{AgentSource, BootFiles, Engine, EngineOptions, running_machines
 pub use error::{EngineError, ErrorCode};
 pub use exec::{ExecCommand, ExecEvent, ExecExit, ExecInput, ExecRequest, ExecSession};
 pub use guest::{
-    Content, FileChange, FileEntry, FileKind, LogStream, Readiness, ServiceConfig, ServiceInfo, ServiceLogs,
-    ServiceOutput, TerminalInfo, TerminalOutput, TerminalRequest, TerminalState,
+    Content, ContentSum, FileChange, FileEntry, FileKind, LogStream, Readiness, ServiceConfig, ServiceInfo,
+    ServiceLogs, ServiceOutput, TerminalInfo, TerminalOutput, TerminalRequest, TerminalState,
 };
 pub use machine::Machine;
 pub use paths::Paths;

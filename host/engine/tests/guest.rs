@@ -54,7 +54,7 @@ async fn run(machine: &Machine, line: &str) -> String {
 }
 
 fn change(path: &str, content: Option<Content>, mode: Option<u32>) -> FileChange {
-    FileChange { path: path.to_owned(), content, mode }
+    FileChange { path: path.to_owned(), content, mode, replaces: None }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ pub const CODES: &[Code] = codes! {
     Engine:
         "invalid_argument" "not_found" "unknown_environment" "environment_build_failed" "disk_full" "limit_exceeded"
         "engine_unavailable" "boot_failed" "boot_timeout" "guest_panic" "machine_died" "expired" "timeout"
-        "outcome_unknown" "not_started" "already_exists" "invalid_state" "denied" "cancelled" "io" "internal";
+        "outcome_unknown" "not_started" "already_exists" "invalid_state" "conflict" "denied" "cancelled" "io" "internal";
     Tool:
         "unknown_tool" "cpu_limit" "memory_limit" "output_limit" "handle_limit" "plugin_trap" "plugin_invalid"
         "plugin_error";

@@ -13,6 +13,9 @@ use crate::workspace::{Guest, invalid};
 /// Bytes of a text file that is written, edited or patched.
 pub const MAX_TEXT: u64 = 1 << 20;
 
+/// How often work is done anew before its conflict is told: as many calls as may run at once, and some.
+const ATTEMPTS: usize = 64;
+
 /// One file to write or to delete.
 pub struct Write {
     /// Absolute.
@@ -21,6 +24,20 @@ pub struct Write {
     pub content: Option<Vec<u8>>,
     /// Permission bits; the file's own, else 0644, when none.
     pub mode: Option<u32>,
+}
+
+/// Does work that reads whole files and writes them again, anew whenever another changed one of them in between.
+///
+/// # Errors
+/// Those of the work; `conflict` when others change the files all the time.
+pub fn without_conflict<T>(mut work: impl FnMut() -> Result<T, ToolError>) -> Result<T, ToolError> {
+    for _ in 1..ATTEMPTS {
+        match work() {
+            Err(error) if error.code == "conflict" => {}
+            done => return done,
+        }
+    }
+    work()
 }
 
 impl Guest {
@@ -81,10 +98,10 @@ impl Guest {
         String::from_utf8(bytes).map_err(|_| invalid(format!("workspace file is not UTF-8 text: {path}")))
     }
 
-    /// Writes all of `writes` or none.
+    /// Writes all of `writes` or none. What this call has read whole is replaced only while it is what was read.
     ///
     /// # Errors
-    /// Those of the guest; then nothing is changed.
+    /// `conflict`, and those of the guest; then nothing is changed.
     pub fn apply(&self, writes: Vec<Write>) -> Result<(), ToolError> {
         let changes: Vec<files::Change> = writes
             .into_iter()

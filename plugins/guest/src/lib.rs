@@ -16,6 +16,6 @@ pub use arguments::{OneWorkspace, defaults, name, workspace_root};
 pub use artifact::Artifact;
 pub use blob::{BlobReader, bytes, reader};
 pub use command::{Ran, ShellLine, check_command, directory};
-pub use files::{Entry, Kind, MAX_TEXT, Write};
+pub use files::{Entry, Kind, MAX_TEXT, Write, without_conflict};
 pub use signatures::signatures;
 pub use workspace::{Guest, WORKSPACE_RETURNING, absent, invalid, open, path};

@@ -2,14 +2,16 @@
 //!
 //! New contents are written beside their targets first, under names of their own. When the host has sent everything, each
 //! is swapped with what it replaces, which keeps the old content under the temporary name until all are done: a change
-//! that fails swaps those before it back.
+//! that fails swaps those before it back. A change that was made for a certain content is made to no other; sets are
+//! committed one at a time, so that of two for the same content one comes too late.
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
-use pyro_agent_protocol::{Done, FileApplyRequest, FileChangeHead, HostFrame, codes};
+use pyro_agent_protocol::{ContentSum, DATA_CHUNK_BYTES, Done, FileApplyRequest, FileChangeHead, HostFrame, codes};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, RenameFlags, Uid, fchmod, fchown, openat, renameat_with, statat, unlinkat,
 };
@@ -17,7 +19,7 @@ use rustix::io::Errno;
 
 use super::confine::{Confined, Made, Place};
 use super::staging::Stage;
-use super::{MODE_BITS, NEW_FILE, refused};
+use super::{MODE_BITS, NEW_FILE, READ_FILE, refused};
 use crate::peer::{Fail, Peer};
 
 /// The permission bits of a file that was not there.
@@ -49,6 +51,8 @@ struct Change {
     temporary: Stage,
     path: String,
     action: Action,
+    /// What the file must have.
+    replaces: Option<ContentSum>,
     committed: bool,
 }
 
@@ -111,6 +115,7 @@ impl Set {
         };
         let old_kind = old.map(|stat| FileType::from_raw_mode(stat.st_mode));
         let action = match (head.content_bytes, old_kind) {
+            (_, None) if head.replaces.is_some() => return Err(conflict(&path.path)),
             (None, None) => return Err(refuse(Errno::NOENT)),
             (_, Some(FileType::Directory)) => return Err(invalid("it is a directory")),
             (None, Some(_)) => Action::Delete,
@@ -120,6 +125,7 @@ impl Set {
         };
         let temporary = Stage::announce(dir.as_fd(), &path.path)?;
         let mut file = None;
+        let mut set = Ok(());
         if let Some(length) = head.content_bytes {
             let fd = openat(&dir, temporary.name(), NEW_FILE, Mode::from_raw_mode(0o600)).map_err(refuse)?;
             let mode = head.mode.or(old.map(|stat| stat.st_mode & MODE_BITS)).unwrap_or(NEW_MODE);
@@ -127,28 +133,29 @@ impl Set {
                 let _ = fchown(&fd, Some(Uid::from_raw(old.st_uid)), Some(Gid::from_raw(old.st_gid)));
             }
             // After the owner, because a change of owner clears the set-id bits.
-            let set = fchmod(&fd, Mode::from_raw_mode(mode));
+            set = fchmod(&fd, Mode::from_raw_mode(mode));
             file = Some((File::from(fd), length));
-            // Known from here on, so that it is removed when anything fails.
-            self.changes.push(Change { dir, name, temporary, path: path.path.clone(), action, committed: false });
-            set.map_err(refuse)?;
-        } else {
-            self.changes.push(Change { dir, name, temporary, path: path.path.clone(), action, committed: false });
         }
+        // Known from here on, so that it is removed when anything fails.
+        let (path, replaces) = (path.path.clone(), head.replaces);
+        self.changes.push(Change { dir, name, temporary, path: path.clone(), action, replaces, committed: false });
+        set.map_err(|errno| refused("change", &path, errno))?;
         Ok(file)
     }
 
     fn commit(&mut self) -> Result<(), Fail> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(change) = self.changes.iter().find(|change| !change.is_as_expected()) {
+            return Err(conflict(&change.path));
+        }
         for at in 0..self.changes.len() {
             let Some(change) = self.changes.get_mut(at) else { break };
             match change.swap() {
                 Ok(()) => change.committed = true,
                 Err(errno) => {
                     let failure = match errno {
-                        Errno::EXIST | Errno::NOENT => Fail::new(
-                            codes::IO,
-                            format!("`{}` was changed by another program at the same time", change.path),
-                        ),
+                        Errno::EXIST | Errno::NOENT => conflict(&change.path),
                         errno => refused("change", &change.path, errno),
                     };
                     for change in self.changes.iter_mut().rev().filter(|change| change.committed) {
@@ -178,7 +185,27 @@ impl Set {
     }
 }
 
+fn conflict(path: &str) -> Fail {
+    Fail::new(codes::CONFLICT, format!("`{path}` was changed by another program at the same time"))
+}
+
 impl Change {
+    /// Tells whether the file has what the change was made for.
+    fn is_as_expected(&self) -> bool {
+        let Some(expected) = self.replaces else { return true };
+        let Ok(file) = openat(&self.dir, &self.name, READ_FILE, Mode::empty()) else { return false };
+        let mut file = File::from(file).take(expected.bytes.saturating_add(1));
+        let (mut sum, mut buffer) = (ContentSum::default(), vec![0; DATA_CHUNK_BYTES]);
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return sum == expected,
+                Ok(count) => sum.add(buffer.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
     fn swap(&self) -> Result<(), Errno> {
         let dir = self.dir.as_fd();
         match self.action {

@@ -2,14 +2,17 @@
 //!
 //! A path is followed one name at a time, each opened in the directory before it without following symlinks. A symlink's
 //! target is read and followed the same way: an absolute one must lie below the root by its text, and `..` may not climb
-//! above it. The kernel's own confinement (`openat2`) cannot do the first.
+//! above it. The kernel's own confinement (`openat2`) cannot do the first. The root itself is what its text says: no part
+//! of it may be a symlink, which whoever may only use what is below it could have made.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pyro_agent_protocol::codes;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat, statat,
+};
 use rustix::io::Errno;
 
 use super::{DIRECTORY, refused};
@@ -49,7 +52,7 @@ impl Confined {
     /// Opens `root` and checks that `path` is it or below it.
     ///
     /// # Errors
-    /// `denied` when it is not, `not_found` when there is no root, `invalid_argument` when they are not absolute paths
+    /// `denied` when it is not or the root is reached through a symlink, `not_found` when there is no root, `invalid_argument` when they are not absolute paths
     /// without `..`.
     pub fn new(root: &str, path: &str) -> Result<Self, Fail> {
         let root_names = names("root", root)?;
@@ -58,7 +61,10 @@ impl Confined {
             return Err(Fail::new(codes::DENIED, format!("path `{path}` is not below `{root}`")));
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(CWD, root, flags, Mode::empty()).map_err(|errno| refused("open", root, errno))?;
+        let fd = openat2(CWD, root, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(|errno| match errno {
+            Errno::LOOP => Fail::new(codes::DENIED, format!("`{root}` leads through a symlink, so it is no root")),
+            errno => refused("open", root, errno),
+        })?;
         let shown = join(&all);
         Ok(Self { root: fd, names: names.to_vec(), root_names, path: shown })
     }

@@ -17,7 +17,7 @@ use super::blob::Blob;
 use super::capture::StdioTail;
 use super::meter::CallClock;
 use super::progress::CallProgress;
-use super::vm::Redactors;
+use super::vm::{Redactors, SeenFiles};
 use crate::profile::{GrantSet, Limits};
 use crate::tool::{CallInput, CallObserver};
 
@@ -51,6 +51,8 @@ pub(crate) struct CallState {
     pub(crate) stdio: StdioTail,
     pub(crate) blob_bytes: usize,
     pub(crate) blob_files: usize,
+    /// Files of guests that were read, so that they are replaced only while they are what was read.
+    pub(crate) seen: SeenFiles,
     /// Outputs under construction.
     pub(crate) outputs: usize,
     pub(crate) clock: Arc<CallClock>,
@@ -105,6 +107,7 @@ impl CallState {
             stdio,
             blob_bytes: 0,
             blob_files: 0,
+            seen: SeenFiles::default(),
             outputs: 0,
             clock,
             component: Arc::from(""),

@@ -261,6 +261,7 @@ pub(super) fn refused(reply: ErrorReply) -> EngineError {
         codes::INVALID_CWD => (ErrorCode::InvalidArgument, Some("pass a directory that exists in the guest")),
         codes::NOT_FOUND => (ErrorCode::NotFound, None),
         codes::ALREADY_EXISTS => (ErrorCode::AlreadyExists, None),
+        codes::CONFLICT => (ErrorCode::Conflict, Some("nothing was changed; read it again")),
         codes::INVALID_STATE => (ErrorCode::InvalidState, None),
         codes::DENIED => (ErrorCode::Denied, None),
         codes::DISK_FULL => (ErrorCode::DiskFull, Some("remove something in the guest")),
@@ -276,7 +277,7 @@ pub(super) fn refused(reply: ErrorReply) -> EngineError {
     if let Some(hint) = hint {
         error = error.with_hint(hint);
     }
-    if code == ErrorCode::LimitExceeded { error.retry_may_help() } else { error }
+    if matches!(code, ErrorCode::LimitExceeded | ErrorCode::Conflict) { error.retry_may_help() } else { error }
 }
 
 fn outcome_unknown(message: &str) -> EngineError {

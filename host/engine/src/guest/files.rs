@@ -11,10 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use pyro_agent_protocol::{ContentSum, FileEntry, FileKind};
 use pyro_agent_protocol::{
     FileApplyRequest, FileChangeHead, FileListRequest, FilePath, FileReadRequest, GuestFrame, HostFrame, Op,
 };
-pub use pyro_agent_protocol::{FileEntry, FileKind};
 
 use super::call::{Call, TRANSFER_SIZE};
 use crate::{
@@ -53,6 +53,8 @@ pub struct FileChange {
     pub content: Option<Content>,
     /// Permission bits; the file's own, else 0644, when absent.
     pub mode: Option<u32>,
+    /// What the file must have now; anything when absent.
+    pub replaces: Option<ContentSum>,
 }
 
 impl Machine {
@@ -132,13 +134,15 @@ impl Machine {
     /// Makes all changes or, when one fails, none. Missing directories are made.
     ///
     /// # Errors
-    /// As [`Self::file_stat`]; `disk_full`, and `outcome_unknown` when the connection was lost at the end.
+    /// As [`Self::file_stat`]; `conflict` when a file is not what a change replaces, or came or went meanwhile;
+    /// `disk_full`, and `outcome_unknown` when the connection was lost at the end.
     pub async fn file_apply(&self, root: &str, changes: Vec<FileChange>) -> Result<(), EngineError> {
         let request = FileApplyRequest { root: root.to_owned() };
         let mut call = Call::look(self, Op::FileApply(request)).await?;
         for change in changes {
             let content_bytes = change.content.as_ref().map(Content::length);
-            let head = FileChangeHead { path: change.path, content_bytes, mode: change.mode };
+            let FileChange { path, mode, replaces, .. } = change;
+            let head = FileChangeHead { path, content_bytes, mode, replaces };
             if !call.send(&HostFrame::Change(head)).await? {
                 break;
             }

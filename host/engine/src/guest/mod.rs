@@ -9,6 +9,6 @@ pub(crate) mod ports;
 mod services;
 mod terminals;
 
-pub use files::{Content, FileChange, FileEntry, FileKind};
+pub use files::{Content, ContentSum, FileChange, FileEntry, FileKind};
 pub use services::{LogStream, Readiness, ServiceConfig, ServiceInfo, ServiceLogs, ServiceOutput};
 pub use terminals::{TerminalInfo, TerminalOutput, TerminalRequest, TerminalState};

@@ -341,6 +341,7 @@ async fn put(machine: &Machine, values: Vec<(String, Option<Zeroizing<Vec<u8>>>)
             // The wiping goes with the last reference to the bytes.
             content: value.map(|value| Content::Bytes(Bytes::from_owner(value))),
             mode: Some(0o600),
+            replaces: None,
         })
         .collect();
     match machine.file_apply(SECRETS_PATH, changes).await {

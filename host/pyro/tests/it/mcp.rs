@@ -1,11 +1,13 @@
 //! What an MCP client sees.
 
+use std::io::{BufRead, BufReader, Write};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Home, SOON, Wire, wait_for_end, wait_for_pid};
+use crate::support::{Client, Home, SOON, Wire, start_unread, wait_for_end, wait_for_pid, wait_for_success};
 
 const VM_RUN: &[&str] = &["--profile", "vm-run"];
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";

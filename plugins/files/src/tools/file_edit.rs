@@ -4,7 +4,7 @@ use pyro_plugin_sdk::{Call, Cli, Flag, Hints, Human, JsonSchema, Tool, ToolError
 use serde::{Deserialize, Serialize};
 
 use crate::exact_edit::{EditError, replace};
-use pyro_plugin_guest::{Guest, MAX_TEXT, Write, invalid};
+use pyro_plugin_guest::{Guest, MAX_TEXT, Write, invalid, without_conflict};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -61,21 +61,23 @@ impl Tool for FileEdit {
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, "workspace_file_edit")?;
         let path = pyro_plugin_guest::path(&arguments.path)?;
-        let text = guest.text(&path)?;
-        let edited = replace(&text, &arguments.old_text, &arguments.new_text, arguments.replace_all)
-            .map_err(|e| refused(&path, &e))?;
-        let size = edited.text.len() as u64;
-        if size > MAX_TEXT {
-            return Err(invalid(format!("{path} would have {size} bytes, more than {MAX_TEXT}")));
-        }
-        guest.apply(vec![Write { path: path.clone(), content: Some(edited.text.into_bytes()), mode: None }])?;
-        Ok(Output {
-            workspace_id: arguments.workspace_id,
-            path,
-            replacements: edited.count as u64,
-            line: edited.line as u64,
-            size_bytes: size,
-            execution_mode: guest.execution_mode(),
+        without_conflict(|| {
+            let text = guest.text(&path)?;
+            let edited = replace(&text, &arguments.old_text, &arguments.new_text, arguments.replace_all)
+                .map_err(|e| refused(&path, &e))?;
+            let size = edited.text.len() as u64;
+            if size > MAX_TEXT {
+                return Err(invalid(format!("{path} would have {size} bytes, more than {MAX_TEXT}")));
+            }
+            guest.apply(vec![Write { path: path.clone(), content: Some(edited.text.into_bytes()), mode: None }])?;
+            Ok(Output {
+                workspace_id: arguments.workspace_id.clone(),
+                path: path.clone(),
+                replacements: edited.count as u64,
+                line: edited.line as u64,
+                size_bytes: size,
+                execution_mode: guest.execution_mode(),
+            })
         })
     }
 }

@@ -5,7 +5,7 @@ use pyro_tree::WORKSPACE;
 use pyro_unified_diff::{ApplyOptions, Change, Current, Patch, PlanError, PlanErrorKind, Status, plan};
 use serde::{Deserialize, Serialize};
 
-use pyro_plugin_guest::{Guest, Kind, MAX_TEXT, Write, invalid};
+use pyro_plugin_guest::{Guest, Kind, MAX_TEXT, Write, invalid, without_conflict};
 
 /// Errors of files told in one message.
 const MAX_SHOWN: usize = 5;
@@ -91,23 +91,26 @@ impl Tool for PatchApply {
             .map_err(|error| invalid(format!("invalid patch: {error}")))?;
         let guest = Guest::open(&arguments.workspace_id, "workspace_patch_apply")?;
         let options = ApplyOptions { fuzz: arguments.fuzz, ..ApplyOptions::default() };
-        let changes = plan(&patch, &options, |path| current(&guest, path)).map_err(|errors| refused(&errors))?;
-        if let Some(change) =
-            changes.iter().find(|c| c.content.as_ref().is_some_and(|text| text.len() as u64 > MAX_TEXT))
-        {
-            return Err(invalid(format!("{} would exceed the maximum of {MAX_TEXT} bytes", change.path)));
-        }
-        let (summary, entries) = report(&changes);
-        guest.apply(
-            changes
-                .into_iter()
-                .map(|change| Write {
-                    path: format!("{WORKSPACE}/{}", change.path),
-                    content: change.content,
-                    mode: change.mode,
-                })
-                .collect(),
-        )?;
+        let (summary, entries) = without_conflict(|| {
+            let changes = plan(&patch, &options, |path| current(&guest, path)).map_err(|errors| refused(&errors))?;
+            if let Some(change) =
+                changes.iter().find(|c| c.content.as_ref().is_some_and(|text| text.len() as u64 > MAX_TEXT))
+            {
+                return Err(invalid(format!("{} would exceed the maximum of {MAX_TEXT} bytes", change.path)));
+            }
+            let report = report(&changes);
+            guest.apply(
+                changes
+                    .into_iter()
+                    .map(|change| Write {
+                        path: format!("{WORKSPACE}/{}", change.path),
+                        content: change.content,
+                        mode: change.mode,
+                    })
+                    .collect(),
+            )?;
+            Ok(report)
+        })?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             changed: summary.total > 0,

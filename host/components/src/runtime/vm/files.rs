@@ -91,7 +91,10 @@ impl files::Host for CallState {
         let read = reached.ask(GUEST_LIMIT, reading).await;
         drop(pause);
         match read {
-            Ok((bytes, size)) => Ok(Ok((self.push_bytes(bytes)?, size))),
+            Ok((bytes, size)) => {
+                self.seen.read(reached.machine.id(), &path, offset, &bytes, size);
+                Ok(Ok((self.push_bytes(bytes)?, size)))
+            }
             Err(problem) => Ok(Err(problem)),
         }
     }
@@ -115,7 +118,8 @@ impl files::Host for CallState {
                 None => None,
             };
             problem = problem.or(sendable("path", &change.path).err());
-            set.push(FileChange { path: change.path, content, mode: change.mode.map(|mode| mode & 0o7777) });
+            let mode = change.mode.map(|mode| mode & 0o7777);
+            set.push(FileChange { path: change.path, content, mode, replaces: None });
         }
         if set.len() > MAX_CHANGES {
             let message = format!("{} changes at once, more than {MAX_CHANGES}", set.len());
@@ -128,6 +132,9 @@ impl files::Host for CallState {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
+        for change in &mut set {
+            change.replaces = self.seen.replaced(reached.machine.id(), &change.path);
+        }
         let _pause = self.clock.pause();
         Ok(reached.ask(ARCHIVE_LIMIT, reached.machine.file_apply(&root, set)).await)
     }

@@ -10,6 +10,7 @@ mod machines;
 mod ports;
 mod redact;
 mod secrets;
+mod seen;
 mod services;
 mod terminals;
 mod window;
@@ -29,6 +30,7 @@ use super::state::CallState;
 pub(super) use files::blocking;
 use redact::Redaction;
 pub(crate) use redact::Redactors;
+pub(crate) use seen::SeenFiles;
 pub use workspaces::WorkspaceEntry;
 
 /// How long an answer of the guest is waited for, when the request has no time of its own.
