@@ -92,6 +92,8 @@ impl DiffStatus {
 pub enum Omitted {
     /// One side is not UTF-8 text.
     Binary,
+    /// Its name is not UTF-8 text.
+    Name,
     /// One side is larger than [`DiffLimits::file_bytes`].
     TooLarge,
     /// [`DiffLimits::patch_bytes`] is used up.
@@ -103,6 +105,7 @@ impl Omitted {
     pub fn as_str(self) -> &'static str {
         match self {
             Omitted::Binary => "binary",
+            Omitted::Name => "name",
             Omitted::TooLarge => "too_large",
             Omitted::Limit => "limit",
         }
@@ -259,6 +262,10 @@ impl Comparison<'_> {
         }
         if self.patch_bytes >= self.limits.patch_bytes {
             return Ok(Err(Omitted::Limit));
+        }
+        let sides = [before.map(|(_, tree)| tree.entries()), after.map(|(_, tree)| tree.entries())];
+        if sides.into_iter().flatten().filter_map(|entries| entries.get(path)).any(|entry| !entry.is_exact) {
+            return Ok(Err(Omitted::Name));
         }
         let old = before.map(|(size, tree)| tree.read(path, 0, size)).transpose()?;
         let new = after.map(|(size, tree)| tree.read(path, 0, size)).transpose()?;

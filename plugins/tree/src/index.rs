@@ -70,6 +70,8 @@ pub struct Entry {
     pub kind: EntryKind,
     /// Permission bits.
     pub mode: u32,
+    /// False when its name or its target is not UTF-8: each byte that is not stands there as `\xNN`.
+    pub is_exact: bool,
 }
 
 /// The table of an archive, and the archive for the contents.
@@ -84,7 +86,7 @@ impl<R: Read + Seek> Tree<R> {
     ///
     /// # Errors
     /// Malformed headers, a member that is neither directory, file nor symlink, a name that is not
-    /// relative UTF-8 without `..`, a member below a file, contents behind the end, limits.
+    /// relative and without `..`, a member below a file, contents behind the end, limits.
     pub fn index(mut reader: R, limits: &TreeLimits) -> Result<Self, TreeError> {
         let end = reader.seek(SeekFrom::End(0))?;
         reader.seek(SeekFrom::Start(0))?;
@@ -127,12 +129,14 @@ impl<R: Read + Seek> Tree<R> {
             }
             let path = path.unwrap_or_else(|| member.header().path_bytes().into_owned());
             let link = link.or_else(|| member.header().link_name_bytes().map(|link| link.into_owned()));
+            let mut is_exact = std::str::from_utf8(&path).is_ok();
             let kind = match kind {
                 EntryType::Directory => EntryKind::Directory,
                 EntryType::Regular | EntryType::Continuous => EntryKind::File { size, offset },
                 EntryType::Symlink => {
-                    let target = String::from_utf8(link.unwrap_or_default())
-                        .map_err(|_| refuse("link target is not valid UTF-8"))?;
+                    let target = link.unwrap_or_default();
+                    is_exact &= std::str::from_utf8(&target).is_ok();
+                    let target = shown(&target);
                     if target.is_empty() || target.contains('\0') || target.len() as u64 > MAX_PATH {
                         return Err(refuse("link target is empty or too long"));
                     }
@@ -141,7 +145,7 @@ impl<R: Read + Seek> Tree<R> {
                 EntryType::Link => return Err(refuse("hard links are not supported")),
                 _ => return Err(refuse("only directories, files and symlinks are supported")),
             };
-            table.insert(path, Entry { kind, mode })?;
+            table.insert(shown(&path), Entry { kind, mode, is_exact })?;
         }
         let entries = table.entries;
         Ok(Tree { reader: RefCell::new(archive.into_inner()), entries })
@@ -221,6 +225,16 @@ fn refuse_or_io(path: &str) -> impl Fn(Option<io::Error>) -> TreeError {
     }
 }
 
+/// A name of Linux as text.
+fn shown(name: &[u8]) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
+}
+
 struct Table<'l> {
     entries: BTreeMap<String, Entry>,
     name_bytes: usize,
@@ -228,14 +242,7 @@ struct Table<'l> {
 }
 
 impl Table<'_> {
-    fn insert(&mut self, path: Vec<u8>, entry: Entry) -> Result<(), TreeError> {
-        let path = match String::from_utf8(path) {
-            Ok(path) => path,
-            Err(error) => {
-                let path = String::from_utf8_lossy(error.as_bytes()).into_owned();
-                return Err(TreeError::Member { path, reason: "its name is not valid UTF-8" });
-            }
-        };
+    fn insert(&mut self, path: String, entry: Entry) -> Result<(), TreeError> {
         let refuse = |reason| Err(TreeError::Member { path: path.clone(), reason });
         let is_directory = entry.kind == EntryKind::Directory;
         let mut name = path.as_str();
@@ -271,6 +278,9 @@ impl Table<'_> {
             && (there.kind == EntryKind::Directory) != is_directory
         {
             return refuse("a file and a directory of one name");
+        }
+        if self.entries.get(name).is_some_and(|there| there.is_exact != entry.is_exact) {
+            return refuse("another member's name is written as this one's is");
         }
 
         let link = match &entry.kind {

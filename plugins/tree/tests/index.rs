@@ -4,7 +4,7 @@
 use std::io::Cursor;
 
 use proptest::prelude::*;
-use pyro_tree::{EntryKind, Tree, TreeError, TreeLimits};
+use pyro_tree::{DiffLimits, EntryKind, Omitted, Tree, TreeError, TreeLimits, compare};
 use tar::{Builder, EntryType, Header};
 
 /// One member: name, kind, content or link target.
@@ -44,6 +44,26 @@ fn refusal(members: &[(&str, EntryType, &str)]) -> String {
 }
 
 use EntryType::{Directory, Regular, Symlink};
+
+#[test]
+fn names_that_are_not_utf8_are_written_in_ascii() {
+    let mut builder = Builder::new(Vec::new());
+    for (name, data) in [(&b"b\xffd\xfe"[..], "one"), (b"good", "two")] {
+        let mut header = Header::new_gnu();
+        header.set_size(3);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.set_cksum();
+        builder.append(&header, data.as_bytes()).unwrap();
+    }
+    let tree = index(builder.into_inner().unwrap()).unwrap();
+    let names: Vec<(&str, bool)> = tree.entries().iter().map(|(name, entry)| (name.as_str(), entry.is_exact)).collect();
+    assert_eq!(names, [(r"b\xffd\xfe", false), ("good", true)]);
+    assert_eq!(tree.read(r"b\xffd\xfe", 0, 10).unwrap(), b"one");
+
+    let diff = compare(&index(Vec::new()).unwrap(), &tree, &DiffLimits::default()).unwrap();
+    let shown: Vec<_> = diff.entries.iter().map(|entry| (entry.omitted, entry.text_patch.is_some())).collect();
+    assert_eq!(shown, [(Some(Omitted::Name), false), (None, true)]);
+}
 
 #[test]
 fn the_table_lists_what_the_archive_holds() {

@@ -39,7 +39,7 @@ pub struct Entry {
     pub artifact_type: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_patch: Option<String>,
-    /// Why a file has no text_patch: binary, too_large or limit
+    /// Why a file has no text_patch: binary, name, too_large or limit
     #[serde(skip_serializing_if = "Option::is_none")]
     pub omitted: Option<String>,
 }
