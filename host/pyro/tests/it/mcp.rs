@@ -106,12 +106,14 @@ fn wrong_arguments_are_results_that_say_what_to_do() {
         (json!({"environment": "debian:12", "command": "true", "mem_mib": "lots"}), "mem_mib"),
         (json!({"environment": "debian:12", "command": "true", "vcpu_count": 0}), "vcpu_count"),
         (json!({}), "environment"),
+        (json!({"environment": null, "command": "true"}), "environment"),
+        (json!({"environment": "debian:12", "command": "x".repeat(12_000_000)}), "12000027 bytes"),
     ] {
-        let result = client.call("vm_run", arguments.clone())["result"].clone();
-        assert_eq!(result["isError"], true, "{arguments}: {result}");
+        let result = client.call("vm_run", arguments)["result"].clone();
         let text = result["content"][0]["text"].as_str().unwrap();
+        assert_eq!(result["isError"], true, "{says}: {text}");
         assert!(text.starts_with("error [invalid_argument]: "), "{text}");
-        assert!(text.contains(says), "{arguments}: {text}");
+        assert!(text.contains(says), "{says}: {text}");
         // The tool has an output schema, which an error does not satisfy.
         assert!(result.get("structuredContent").is_none(), "{result}");
         assert_eq!(result["_meta"]["pyro/error"]["code"], "invalid_argument");
@@ -123,7 +125,9 @@ fn wrong_arguments_are_results_that_say_what_to_do() {
 fn an_unknown_environment_is_an_error_of_the_tool() {
     let home = Home::new();
     let mut client = Client::ready(&home);
-    let result = client.call("vm_run", json!({"environment": "debian:21", "command": "true"}))["result"].clone();
+    // Null stands for "not given".
+    let arguments = json!({"environment": "debian:21", "command": "true", "timeout_seconds": null});
+    let result = client.call("vm_run", arguments)["result"].clone();
     assert_eq!(result["isError"], true, "{result}");
     assert_eq!(result["_meta"]["pyro/error"]["code"], "unknown_environment", "{result}");
     assert!(result["content"][0]["text"].as_str().unwrap().contains("debian:12"), "{result}");
