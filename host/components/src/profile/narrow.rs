@@ -12,7 +12,7 @@ use crate::cli::CliForm;
 use crate::component::{Listing, ToolSpec, lint_tools};
 use crate::diagnostic::{Diagnostic, name_list, suggestion};
 use crate::tool::{Annotations, ToolDef};
-use crate::validate::{first_violation, state_constraints};
+use crate::validate::{first_violation, state_constraints, tidy_integers};
 
 /// A tool and what the profile adds to each call of it.
 #[derive(Clone, Debug)]
@@ -211,18 +211,22 @@ fn narrow(
             used.push(&argument.value);
         }
     }
+    tidy_integers(&original, &mut tool.fixed);
     for (argument, value) in &narrowing.default {
         if used.contains(&argument.value.as_str()) {
             twice(&name, argument, report);
         } else if usable(argument, "default", report) && accepts(&original, argument, value, &name, report) {
-            if let Some(Value::Object(property)) =
-                schema.get_mut("properties").and_then(|properties| properties.get_mut(&argument.value))
-            {
-                property.insert("default".to_owned(), value.clone());
-            }
             unrequire(schema, &argument.value);
             tool.default.insert(argument.value.clone(), value.clone());
             used.push(&argument.value);
+        }
+    }
+    tidy_integers(&original, &mut tool.default);
+    for (argument, value) in &tool.default {
+        if let Some(Value::Object(property)) =
+            schema.get_mut("properties").and_then(|properties| properties.get_mut(argument))
+        {
+            property.insert("default".to_owned(), value.clone());
         }
     }
     for argument in &narrowing.hide {

@@ -27,6 +27,16 @@ async fn arguments_go_in_and_results_come_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_float_of_the_profile_is_an_integer_too() {
+    let home = Home::new();
+    let fixed = toolbox(&home, "[tool.echo]\nfixed = { n = 512.0 }");
+    assert_eq!(text(&call(&fixed, "echo", json!({})).await.unwrap()), r#"{"n":512}"#);
+    let default = toolbox(&home, "[tool.echo]\ndefault = { n = 7.0 }");
+    assert_eq!(text(&call(&default, "echo", json!({})).await.unwrap()), r#"{"n":7}"#);
+    assert_eq!(default.tool("echo").unwrap().input_schema["properties"]["n"]["default"].to_string(), "7");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_typed_call_takes_and_gives_what_its_caller_uses() {
     let home = Home::new();
     let toolbox = toolbox(&home, "");
