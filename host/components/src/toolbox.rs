@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, watch};
 
-use crate::component::Listing;
-use crate::diagnostic::{LoadError, name_list, suggestion};
+use crate::component::{Listing, SCHEMA_HINT};
+use crate::diagnostic::{Diagnostic, LoadError, name_list, suggestion};
 use crate::error::ToolError;
 use crate::profile::{BoundTool, GrantSet, ProfileDescription, ResolvedComponent, ResolvedProfile, bind_tools};
 use crate::runtime::{
@@ -105,19 +105,16 @@ impl Toolbox {
         if !findings.is_empty() {
             return Err(LoadError::new(findings));
         }
+        let bound: Vec<ToolSlot> = bound.into_iter().map(ToolSlot::new).collect();
+        check_schemas(profile, &bound, &mut findings);
+        if !findings.is_empty() {
+            return Err(LoadError::new(findings));
+        }
         let calls = profile.host.max_calls.unwrap_or(DEFAULT_MAX_CALLS) as usize;
         let shared = Shared {
             profile: profile.clone(),
-            tools: bound.iter().map(|tool| tool.def.clone()).collect(),
-            bound: bound
-                .into_iter()
-                .map(|bound| ToolSlot {
-                    bound,
-                    arguments: OnceLock::new(),
-                    result: OnceLock::new(),
-                    own_result: OnceLock::new(),
-                })
-                .collect(),
+            tools: bound.iter().map(|slot| slot.bound.def.clone()).collect(),
+            bound,
             components,
             calls: Semaphore::new(calls),
             access: Arc::new(HostAccess::new(services.engine.clone(), &profile.host)),
@@ -355,6 +352,25 @@ fn listed(component: &ResolvedComponent, services: &HostServices, slot: &Compone
     Ok(listing)
 }
 
+/// Refuses schemas that no call could be checked against. Those of the built-in components are left for their first
+/// call: compiling all of them would take longer than everything else that loading does, and their tests call each tool.
+fn check_schemas(profile: &ResolvedProfile, tools: &[ToolSlot], findings: &mut Vec<Diagnostic>) {
+    for slot in tools {
+        // What its interceptors add to a tool is in the same schemas.
+        let parts = slot.bound.interceptors.iter().map(|interceptor| interceptor.component);
+        let mut parts = std::iter::once(slot.bound.component).chain(parts);
+        let foreign = parts.find_map(|index| profile.components.get(index).filter(|part| !part.bytes.is_builtin()));
+        let Some(component) = foreign else { continue };
+        let name = &slot.bound.def.name;
+        for (what, error) in slot.unusable_schemas() {
+            let message =
+                format!("[components.{}]: tool `{name}` has an {what} that is no JSON Schema: {error}", component.name);
+            let hint = Some(SCHEMA_HINT.to_owned());
+            findings.push(profile.locator.finding("invalid_tool", component.line, message, hint));
+        }
+    }
+}
+
 impl HostServices {
     fn cache(&self) -> Result<AotCache, ToolError> {
         let runtime = runtime().map_err(|message| ToolError::new("internal", message))?;
@@ -375,6 +391,25 @@ impl ComponentSlot {
 }
 
 impl ToolSlot {
+    fn new(bound: BoundTool) -> ToolSlot {
+        ToolSlot { bound, arguments: OnceLock::new(), result: OnceLock::new(), own_result: OnceLock::new() }
+    }
+
+    /// Compiles all schemas, for the calls to come too, and returns which cannot be and why.
+    fn unusable_schemas(&self) -> Vec<(&'static str, &String)> {
+        let def = &self.bound.def;
+        let schemas = [
+            ("input schema", Some(&def.input_schema), &self.arguments),
+            ("output schema", def.output_schema.as_ref(), &self.result),
+            ("output schema", self.bound.own_output.as_ref(), &self.own_result),
+        ];
+        let compiled = schemas.into_iter().filter_map(|(what, schema, checker)| {
+            let schema = schema?;
+            Some((what, checker.get_or_init(|| compile(schema)).as_ref().err()?))
+        });
+        compiled.collect()
+    }
+
     /// Checks a caller's arguments and adds what the profile adds.
     fn arguments(&self, mut arguments: Map<String, Value>) -> Result<Map<String, Value>, ToolError> {
         let def = &self.bound.def;

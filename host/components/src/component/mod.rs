@@ -8,6 +8,6 @@ mod lint;
 mod scan;
 mod spec;
 
-pub(crate) use lint::{lint_amended, lint_amendments, lint_tools};
-pub(crate) use scan::{ComponentScan, MAX_COMPONENT_BYTES, append_manifest};
+pub(crate) use lint::{SCHEMA_HINT, lint_amended, lint_amendments, lint_schemas, lint_tools};
+pub(crate) use scan::{ComponentScan, MANIFEST_HINT, MAX_COMPONENT_BYTES, append_manifest};
 pub(crate) use spec::{AmendmentSpec, Listing, ToolSpec, first_difference, manifest_json};

@@ -12,6 +12,10 @@ use super::spec::{Listing, parse_manifest};
 /// The custom section that mirrors `list-tools`.
 pub(crate) const MANIFEST_SECTION: &str = "pyro:manifest";
 
+/// The next step for a section that does not hold.
+pub(crate) const MANIFEST_HINT: &str =
+    "build it again; where the build writes no section, `pyro plugin pack FILE` does, into a file without one";
+
 /// What an interceptor exports.
 const INTERCEPTOR: &str = "pyro:plugin/interceptor@0.1.0";
 

@@ -108,6 +108,11 @@ impl ComponentBytes {
             ComponentBytes::Read(bytes) => bytes,
         }
     }
+
+    /// Returns whether it came with this program.
+    pub(crate) fn is_builtin(&self) -> bool {
+        matches!(self, ComponentBytes::Builtin(_))
+    }
 }
 
 impl std::fmt::Debug for ComponentBytes {

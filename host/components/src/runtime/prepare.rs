@@ -17,8 +17,8 @@ use super::link::linker;
 use super::meter::CallClock;
 use super::state::CallState;
 use crate::component::{
-    AmendmentSpec, ComponentScan, Listing, ToolSpec, append_manifest, first_difference, lint_amendments, lint_tools,
-    manifest_json,
+    AmendmentSpec, ComponentScan, Listing, MANIFEST_HINT, ToolSpec, append_manifest, first_difference, lint_amendments,
+    lint_schemas, lint_tools, manifest_json,
 };
 use crate::error::ToolError;
 use crate::profile::{GrantSet, Limits, ResolvedComponent};
@@ -110,6 +110,10 @@ pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
     let Listing { mut tools, mut amendments } = listing.clone();
     let mut findings = lint_tools(&mut tools, scan.is_interceptor());
     findings.extend(lint_amendments(&mut amendments));
+    // What it adds to other tools is compiled with those, when a profile is loaded.
+    if findings.iter().all(|finding| finding.repaired) {
+        findings.extend(lint_schemas(&tools));
+    }
     let refused: Vec<String> = findings.into_iter().filter(|f| !f.repaired).map(|f| f.message).collect();
     if !refused.is_empty() {
         return Err(invalid(refused.join("; ")));

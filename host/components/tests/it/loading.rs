@@ -1,9 +1,9 @@
 //! What is refused before a component serves its first call.
 
 use pyro_components::{Toolbox, pack};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Home, call, guest, text};
+use crate::support::{Home, call, guest, stating, text};
 
 fn refusal(guest_name: &str, extra: &str) -> String {
     let home = Home::new();
@@ -103,6 +103,29 @@ async fn a_packed_component_that_says_the_truth_works() {
     home.put("guest.wasm", &pack(&guest("behaviours")).unwrap());
     let toolbox = home.toolbox("behaviours", "").unwrap();
     assert_eq!(text(&call(&toolbox, "echo", json!({})).await.unwrap()), "{}");
+}
+
+#[test]
+fn a_schema_that_no_call_could_be_checked_against_is_refused() {
+    let object = |properties: Value| json!({ "type": "object", "properties": properties });
+    let fine = object(json!({}));
+    for (input, output, what) in [
+        (object(json!({ "a": { "type": "string", "pattern": "(" } })), fine.clone(), "input"),
+        (object(json!({ "a": { "type": "string", "minLength": "x" } })), fine.clone(), "input"),
+        (object(json!({ "a": { "$ref": "#/$defs/nope" } })), fine.clone(), "input"),
+        (object(json!({ "a": 5 })), fine.clone(), "input"),
+        (json!({ "type": "object", "required": 5 }), fine.clone(), "input"),
+        (fine.clone(), object(json!({ "a": { "pattern": "(" } })), "output"),
+        (fine.clone(), json!({ "type": "object", "required": 5 }), "output"),
+    ] {
+        let home = Home::new();
+        let tool = json!({ "name": "grep", "description": "finds", "input_schema": input, "output_schema": output });
+        home.put("guest.wasm", &stating("behaviours", json!([tool])));
+        let error = home.toolbox("behaviours", "").err().unwrap_or_else(|| panic!("{tool} was loaded"));
+        assert_eq!(error.code(), "invalid_tool");
+        let words = format!("[components.guest]: tool `grep` has an {what} schema that is no JSON Schema: ");
+        assert!(error.to_string().contains(&words), "{error}");
+    }
 }
 
 #[test]

@@ -39,6 +39,26 @@ pub fn guest(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// Returns a component with a `pyro:manifest` section that lists these tools.
+pub fn stating(guest_name: &str, tools: Value) -> Vec<u8> {
+    fn size(mut value: usize, into: &mut Vec<u8>) {
+        while value > 0x7f {
+            into.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        into.push(value as u8);
+    }
+    let name = "pyro:manifest";
+    let mut section = vec![name.len() as u8];
+    section.extend(name.bytes());
+    section.extend(serde_json::json!({ "manifest": 1, "tools": tools }).to_string().bytes());
+    let mut bytes = guest(guest_name);
+    bytes.push(0);
+    size(section.len(), &mut bytes);
+    bytes.extend(section);
+    bytes
+}
+
 /// A directory with profiles, components and the state of one pyro.
 pub struct Home {
     pub dir: tempfile::TempDir,
