@@ -90,8 +90,12 @@ impl Toolbox {
                         (Some(hint), Some(text)) => Some(format!("{hint}\nits last words: {}", text.trim_end())),
                         (hint, _) => hint,
                     };
-                    let code = if error.code == "internal" { "internal" } else { "invalid_component" };
-                    findings.push(profile.locator.finding(code, component.line, message, hint));
+                    let report = |code| profile.locator.finding(code, component.line, message, hint);
+                    findings.push(if error.code == "internal" {
+                        report("internal")
+                    } else {
+                        report("invalid_component")
+                    });
                     lists.push(Listing::default());
                 }
             }

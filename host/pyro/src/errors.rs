@@ -39,7 +39,7 @@ pub const CODES: &[Code] = codes! {
         "unknown_tool" "cpu_limit" "memory_limit" "output_limit" "handle_limit" "plugin_trap" "plugin_invalid"
         "plugin_error";
     Profile:
-        "digest_mismatch" "invalid_toml" "invalid_tool" "invalid_value" "missing_grant" "missing_key"
+        "digest_mismatch" "invalid_component" "invalid_toml" "invalid_tool" "invalid_value" "missing_grant" "missing_key"
         "not_a_component" "profile_too_large" "tool_collision" "unknown_argument" "unknown_component" "unknown_grant"
         "unknown_import" "unknown_key" "unknown_schema" "unsupported" "wrong_type" "wrong_version" "wrong_world";
 };
