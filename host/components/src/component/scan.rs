@@ -76,7 +76,7 @@ impl ScanError {
             ScanError::CoreModule => {
                 "build it for the target `wasm32-wasip2`, or wrap it with `wasm-tools component new`"
             }
-            ScanError::Manifest(_) => "write the section again with `pyro_components::pack`, or leave it out",
+            ScanError::Manifest(_) => MANIFEST_HINT,
         }
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn prepare(component: &ResolvedComponent, cache: &AotCache) -> Result
         && let Some(difference) = first_difference(stated, &listed)
     {
         return Err(invalid(format!("component `{name}` is not what its `pyro:manifest` section says: {difference}"))
-            .with_hint("write the section again with `pyro_components::pack`, or leave it out"));
+            .with_hint(MANIFEST_HINT));
     }
     Ok(Prepared { pre, interceptor, listing: Arc::new(listed) })
 }
@@ -100,7 +100,8 @@ pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
     let scan = ComponentScan::read(wasm)
         .map_err(|error| invalid(format!("not a component: {error}")).with_hint(error.hint()))?;
     if scan.listing.is_some() {
-        return Err(invalid("it already has a `pyro:manifest` section".to_owned()).with_hint("pack a new build of it"));
+        return Err(invalid("it already has a `pyro:manifest` section".to_owned())
+            .with_hint("it needs no other; when its tools have changed, build it again and pack that file"));
     }
     let runtime = runtime().map_err(|message| ToolError::new("internal", message))?;
     let (pre, interceptor) = Component::new(&runtime.engine, wasm)

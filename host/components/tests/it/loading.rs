@@ -95,6 +95,7 @@ async fn a_manifest_that_lies_is_found_out_before_the_first_call() {
     let error = call(&toolbox, "use_machine", json!({})).await.unwrap_err();
     assert_eq!(error.code, "plugin_invalid");
     assert!(error.message.contains("tool `use_machine` is missing from `list-tools`"), "{error}");
+    assert!(error.hint.unwrap().contains("`pyro plugin pack FILE`"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
