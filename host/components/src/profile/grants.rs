@@ -73,7 +73,7 @@ pub struct WholeScope {}
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExecScope {
     /// Patterns of command lines, one word per argument. `*` in a word stands for any run of characters, a last word
-    /// `*` for any further arguments, also none. A shell line counts as the arguments `sh`, `-lc`, LINE.
+    /// `*` for any further arguments, also none; `*` alone is any command. A shell line counts as the arguments `sh`, `-lc`, LINE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
     /// Environment variables that may be set. With `argv` and without this, none: a variable such as `LD_PRELOAD`
@@ -225,8 +225,9 @@ fn argv_matches(pattern: &str, argv: &[&str]) -> bool {
     let words: Vec<&str> = pattern.split_whitespace().collect();
     match words.split_last() {
         None => false,
-        Some((&"*", head)) if !head.is_empty() => {
-            argv.len() >= head.len() && head.iter().zip(argv).all(|(word, argument)| glob(word, argument))
+        // Alone it is any command.
+        Some((&"*", head)) => {
+            argv.len() >= head.len().max(1) && head.iter().zip(argv).all(|(word, argument)| glob(word, argument))
         }
         Some(_) => argv.len() == words.len() && words.iter().zip(argv).all(|(word, argument)| glob(word, argument)),
     }
@@ -352,6 +353,10 @@ mod tests {
         assert!(!allowed(&[]));
         // One argument with a space is not two words.
         assert!(!allowed(&["git status"]));
+        let any = ExecScope { argv: Some(vec!["*".to_owned()]), ..ExecScope::default() };
+        assert!(any.refusal(&["true"], &[], 1000).is_none());
+        assert!(any.refusal(&["git", "status", "-s"], &[], 1000).is_none());
+        assert!(any.refusal(&[], &[], 1000).is_some());
     }
 
     #[test]
