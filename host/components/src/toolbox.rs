@@ -17,7 +17,7 @@ use crate::runtime::{
     runtime,
 };
 use crate::tool::{CallOptions, ToolDef, ToolOutcome};
-use crate::validate::{Checker, drop_nulls, text_bytes, tidy_integers};
+use crate::validate::{Checker, Subject, drop_nulls, text_bytes, tidy_integers};
 
 /// Calls at once when the profile says nothing; more wait for their turn.
 pub const DEFAULT_MAX_CALLS: u32 = 32;
@@ -486,7 +486,7 @@ impl ToolSlot {
         let Some(structured) = &outcome.structured else {
             return Err(invalid(format!("`{name}` returned no structured result although it has a schema")));
         };
-        match checker.first_violation(&Value::Object(structured.clone())) {
+        match checker.first_violation(&Value::Object(structured.clone()), Subject::Result) {
             None => Ok(()),
             Some(problem) => Err(invalid(format!("`{name}` returned what its output schema rules out: {problem}"))),
         }

@@ -23,6 +23,39 @@ pub(crate) struct Checker {
     schema: Value,
 }
 
+/// What a schema describes, for the words about it.
+#[derive(Clone, Copy)]
+pub(crate) enum Subject {
+    Arguments,
+    Result,
+}
+
+impl Subject {
+    /// All of it.
+    fn whole(self) -> &'static str {
+        match self {
+            Subject::Arguments => "arguments",
+            Subject::Result => "result",
+        }
+    }
+
+    /// One property of it.
+    fn part(self) -> &'static str {
+        match self {
+            Subject::Arguments => "argument",
+            Subject::Result => "property",
+        }
+    }
+
+    /// Several of them.
+    fn parts(self) -> &'static str {
+        match self {
+            Subject::Arguments => "arguments",
+            Subject::Result => "properties",
+        }
+    }
+}
+
 /// A schema that cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -51,7 +84,8 @@ impl Checker {
         let mut violations = self.validator.iter_errors(&instance);
         let Some(first) = violations.next() else { return Ok(()) };
         let mut error = self.argument_error(tool, &first, taken);
-        let more: Vec<String> = violations.by_ref().take(MAX_VIOLATIONS - 1).map(|v| self.describe(&v)).collect();
+        let more: Vec<String> =
+            violations.by_ref().take(MAX_VIOLATIONS - 1).map(|v| self.describe(&v, Subject::Arguments)).collect();
         for text in more {
             error.message.push_str("; ");
             error.message.push_str(&text);
@@ -60,8 +94,8 @@ impl Checker {
     }
 
     /// Returns what is wrong with a value, when something is.
-    pub(crate) fn first_violation(&self, instance: &Value) -> Option<String> {
-        self.validator.iter_errors(instance).next().map(|violation| self.describe(&violation))
+    pub(crate) fn first_violation(&self, instance: &Value, subject: Subject) -> Option<String> {
+        self.validator.iter_errors(instance).next().map(|violation| self.describe(&violation, subject))
     }
 
     fn argument_error(
@@ -71,8 +105,9 @@ impl Checker {
         taken: impl Fn(&str) -> Option<String>,
     ) -> ToolError {
         let path = pointer(&violation.instance_path().to_string());
-        let mut error = ToolError::new("invalid_argument", format!("{tool}: {}", self.describe(violation)))
-            .with_detail("path", path.clone());
+        let mut error =
+            ToolError::new("invalid_argument", format!("{tool}: {}", self.describe(violation, Subject::Arguments)))
+                .with_detail("path", path.clone());
         let known = || self.properties_at(&path);
         match violation.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => {
@@ -98,7 +133,7 @@ impl Checker {
             _ => {
                 error = error.with_detail("value", shown(violation.instance()));
                 match self.description_at(&path) {
-                    Some(text) => error.with_hint(format!("`{}`: {text}", argument(&path))),
+                    Some(text) => error.with_hint(format!("`{}`: {text}", property_name(&path, Subject::Arguments))),
                     None => error,
                 }
             }
@@ -106,9 +141,9 @@ impl Checker {
     }
 
     /// One violation as a sentence: which value, what is expected, what it is.
-    fn describe(&self, violation: &ValidationError<'_>) -> String {
+    fn describe(&self, violation: &ValidationError<'_>, subject: Subject) -> String {
         let path = pointer(&violation.instance_path().to_string());
-        let name = argument(&path);
+        let name = property_name(&path, subject);
         let value = shown(violation.instance());
         let must = |expected: String| format!("`{name}` must {expected}, not {value}");
         let limits = |low: &str, high: &str| {
@@ -119,7 +154,7 @@ impl Checker {
         match violation.kind() {
             ValidationErrorKind::AdditionalProperties { unexpected } => {
                 let names = name_list(unexpected.iter().map(String::as_str));
-                let noun = if unexpected.len() == 1 { "argument" } else { "arguments" };
+                let noun = if unexpected.len() == 1 { subject.part() } else { subject.parts() };
                 match path.as_str() {
                     "" => format!("unknown {noun} {names}"),
                     _ => format!("unknown {noun} {names} in `{name}`"),
@@ -128,7 +163,7 @@ impl Checker {
             ValidationErrorKind::Required { property } => {
                 let missing = property.as_str().unwrap_or_default();
                 match path.as_str() {
-                    "" => format!("argument `{missing}` is missing"),
+                    "" => format!("{} `{missing}` is missing", subject.part()),
                     _ => format!("`{missing}` is missing in `{name}`"),
                 }
             }
@@ -179,10 +214,10 @@ impl Checker {
     }
 }
 
-/// Returns what is wrong with `instance` under `schema`, or why the schema cannot be used.
+/// Returns what is wrong with the arguments `instance` under `schema`, or why the schema cannot be used.
 pub(crate) fn first_violation(schema: &Value, instance: &Value) -> Option<String> {
     match Checker::compile(schema.clone()) {
-        Ok(checker) => checker.first_violation(instance),
+        Ok(checker) => checker.first_violation(instance, Subject::Arguments),
         Err(error) => Some(format!("its schema is not valid: {error}")),
     }
 }
@@ -276,7 +311,7 @@ fn pointer(location: &str) -> String {
 }
 
 /// `/labels/0/name` as `labels[0].name`.
-fn argument(path: &str) -> String {
+fn property_name(path: &str, subject: Subject) -> String {
     let mut name = String::new();
     for step in path.split('/').skip(1) {
         let step = step.replace("~1", "/").replace("~0", "~");
@@ -289,7 +324,7 @@ fn argument(path: &str) -> String {
             name.push_str(&step);
         }
     }
-    if name.is_empty() { "arguments".to_owned() } else { name }
+    if name.is_empty() { subject.whole().to_owned() } else { name }
 }
 
 fn type_name(kind: &Value) -> String {
@@ -379,6 +414,22 @@ mod tests {
     }
 
     #[test]
+    fn a_result_has_no_arguments() {
+        let schema = json!({
+            "properties": { "words": {} }, "required": ["words"], "additionalProperties": false, "maxProperties": 2,
+        });
+        let problem = |result| Checker::compile(schema.clone()).unwrap().first_violation(&result, Subject::Result);
+        assert_eq!(problem(json!({})).unwrap(), "property `words` is missing");
+        assert_eq!(problem(json!({ "words": 1, "b": 2 })).unwrap(), "unknown property `b`");
+        let whole = "`result` does not satisfy `maxProperties`; it is an object";
+        let schema = json!({ "maxProperties": 0 });
+        assert_eq!(
+            Checker::compile(schema).unwrap().first_violation(&json!({ "a": 1 }), Subject::Result).unwrap(),
+            whole
+        );
+    }
+
+    #[test]
     fn several_violations_are_named_at_once() {
         let (message, _) = error(json!({ "environment": "e", "vcpu_count": 0, "mode": 1 }));
         assert!(message.contains("`vcpu_count` must be") && message.contains("`mode` must be"), "{message}");
@@ -432,7 +483,7 @@ mod tests {
         let checker = Checker::compile(json!({ "properties": { "a": { "type": "string", "pattern": "^(a+)+$" } } }));
         let text = format!("{}!", "a".repeat(10_000));
         let started = std::time::Instant::now();
-        assert!(checker.unwrap().first_violation(&json!({ "a": text })).is_some());
+        assert!(checker.unwrap().first_violation(&json!({ "a": text }), Subject::Arguments).is_some());
         assert!(started.elapsed().as_secs() < 2);
     }
 }

@@ -272,7 +272,8 @@ impl Linter<'_> {
         }
         for (name, property) in &properties {
             if name.is_empty() || name.len() > 64 || name.chars().any(|c| is_hidden(c) || c.is_whitespace()) {
-                self.refuse(format!("has an argument named {}", shown_name(name)), "use letters, digits and `_`");
+                let kind = if input { "an argument" } else { "a result property" };
+                self.refuse(format!("has {kind} named {}", shown_name(name)), "use letters, digits and `_`");
             }
             let described = property.get("description").and_then(Value::as_str);
             match described {
