@@ -69,7 +69,7 @@ pub(crate) fn prepare(component: &ResolvedComponent, cache: &AotCache) -> Result
     let digest = component.digest.trim_start_matches("sha256:");
     let compiled = cache
         .load_or_compile(engine, digest, component.bytes.as_slice())
-        .map_err(|error| invalid(format!("component `{name}` cannot be compiled: {error:#}")))?;
+        .map_err(|error| with_async_hint(invalid(format!("component `{name}` cannot be compiled: {error:#}"))))?;
     let (pre, interceptor) = link(engine, &compiled, &component.scan, &component.grants).map_err(|error| {
         invalid(format!("component `{name}` does not fit this pyro: {error:#}"))
             .with_hint("build it again against the interfaces of this pyro (wit/)")
@@ -106,7 +106,7 @@ pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
     let runtime = runtime().map_err(|message| ToolError::new("internal", message))?;
     let (pre, interceptor) = Component::new(&runtime.engine, wasm)
         .and_then(|component| link(&runtime.engine, &component, &scan, &GrantSet::all()))
-        .map_err(|error| invalid(format!("it does not fit this pyro: {error:#}")))?;
+        .map_err(|error| with_async_hint(invalid(format!("it does not fit this pyro: {error:#}"))))?;
     let listing = list(&pre, interceptor.as_ref(), "component")?;
     let Listing { mut tools, mut amendments } = listing.clone();
     let mut findings = lint_tools(&mut tools, scan.is_interceptor());
@@ -120,6 +120,16 @@ pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
         return Err(invalid(refused.join("; ")));
     }
     Ok(append_manifest(wasm, &manifest_json(&listing)))
+}
+
+/// Adds the next step to what is said of a component for the component model's async, which the default output of some
+/// tools is.
+fn with_async_hint(error: ToolError) -> ToolError {
+    if error.message.contains("component model async") {
+        error.with_hint("build it without the component model's async: `componentize-qjs` needs `--sync`")
+    } else {
+        error
+    }
 }
 
 /// Asks a component what it lists, in instances with no configuration and no machines.
