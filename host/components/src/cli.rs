@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Flags that the command line itself gives to commands.
-const RESERVED: [&str; 4] = ["content-only", "help", "id-only", "json"];
+const RESERVED: [&str; 10] =
+    ["content-only", "engine", "help", "id-only", "json", "kernel", "profile", "quiet", "verbose", "version"];
+/// First words that stand for commands of pyro's own: a tool's command below one of them could not be typed.
+pub const OWN_COMMANDS: [&str; 9] =
+    ["completions", "doctor", "env", "exit-codes", "help", "mcp", "plugin", "profile", "tool"];
 /// Most words of a command.
 const MAX_WORDS: usize = 4;
 
@@ -201,6 +205,10 @@ impl CliForm {
             let message = format!("has the command {:?}", self.path);
             problems.push((message, "use one to four words of a-z, 0-9 and `-`"));
         }
+        if let Some(first) = self.path.first().filter(|first| OWN_COMMANDS.contains(&first.as_str())) {
+            let message = format!("has the command `pyro {}`, but `pyro {first}` is pyro's own", self.path.join(" "));
+            problems.push((message, "begin it with another word"));
+        }
         let arguments = properties(Some(input));
         let results = properties(output);
         for name in self.positionals.iter().chain(&self.trailing).chain(&self.omit) {
@@ -369,6 +377,21 @@ mod tests {
             ]
         );
         assert!(serde_json::from_value::<CliForm>(json!({"path": ["a"], "colour": 1})).is_err());
+    }
+
+    #[test]
+    fn pyros_own_commands_and_flags_stay_its_own() {
+        for own in OWN_COMMANDS {
+            let form: CliForm = serde_json::from_value(json!({"path": [own, "grep"]})).unwrap();
+            let problems = form.problems(&input(), None);
+            let message = format!("has the command `pyro {own} grep`, but `pyro {own}` is pyro's own");
+            assert_eq!(problems, [(message, "begin it with another word")]);
+        }
+        for own in RESERVED {
+            let flags = json!([{"name": own, "argument": "labels"}]);
+            let form: CliForm = serde_json::from_value(json!({"path": ["grep"], "flags": flags})).unwrap();
+            assert_eq!(form.problems(&input(), None).len(), 1, "{own}");
+        }
     }
 
     #[test]

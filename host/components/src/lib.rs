@@ -21,7 +21,7 @@ mod tool;
 mod toolbox;
 mod validate;
 
-pub use cli::{AnswerForm, CliBlocks, CliFlag, CliForm, CliTable, FlagValue, HumanForm, RecordForm};
+pub use cli::{AnswerForm, CliBlocks, CliFlag, CliForm, CliTable, FlagValue, HumanForm, OWN_COMMANDS, RecordForm};
 pub use diagnostic::{Diagnostic, LoadError};
 pub use error::ToolError;
 pub use profile::{Builtins, HostSettings, Limits, ResolvedComponent, ResolvedProfile};

@@ -138,6 +138,24 @@ fn command_collisions(profile: &ResolvedProfile, bound: &[BoundTool], findings: 
             findings.push(profile.locator.finding("tool_collision", line, message, None));
         }
     }
+    // A word is a command or the first of several, not both.
+    for (path, tool) in &commands {
+        let Some(other) = (1..path.len()).find_map(|words| commands.get(path.get(..words)?)) else { continue };
+        let message = format!(
+            "the command `pyro {}` of tool `{}` begins with the command of tool `{}`",
+            path.join(" "),
+            tool.def.name,
+            other.def.name
+        );
+        let later = profile.components.get(tool.component.max(other.component));
+        let hint = Some("give one of them another `path`".to_owned());
+        findings.push(profile.locator.finding(
+            "tool_collision",
+            later.map_or(0, |component| component.line),
+            message,
+            hint,
+        ));
+    }
 }
 
 /// The tool as its component states it. Hints a grant rules out are not believed: `destructive` and `open_world` are

@@ -140,6 +140,33 @@ fn two_components_with_one_tool_name_are_refused() {
 }
 
 #[test]
+fn a_command_that_could_not_be_typed_is_refused() {
+    let tool = |name: &str, path: &[&str]| {
+        let cli = json!({ "path": path }).to_string();
+        json!({ "name": name, "description": "d", "input_schema": { "type": "object" }, "meta": { "cli": cli } })
+    };
+    let refusal = |tools: Value| {
+        let home = Home::new();
+        home.put("guest.wasm", &stating("behaviours", tools));
+        home.toolbox("behaviours", "").err().map(|error| error.to_string())
+    };
+    let error = refusal(json!([tool("a", &["acme", "find"]), tool("b", &["acme", "find", "all"])])).unwrap();
+    let words = "the command `pyro acme find all` of tool `b` begins with the command of tool `a`";
+    assert!(error.contains(words), "{error}");
+    let error = refusal(json!([tool("a", &["mcp"])])).unwrap();
+    assert!(error.contains("tool `a` has the command `pyro mcp`, but `pyro mcp` is pyro's own"), "{error}");
+    assert_eq!(refusal(json!([tool("a", &["acme", "find"]), tool("b", &["acme", "list"])])), None);
+}
+
+#[test]
+fn an_asynchronous_component_gets_a_hint() {
+    // `canon task.cancel`, alone in a component.
+    let error = pack(b"\0asm\x0d\0\x01\0\x08\x02\x01\x05").unwrap_err();
+    assert!(error.message.contains("async"), "{error}");
+    assert!(error.hint.unwrap().contains("`--sync`"));
+}
+
+#[test]
 fn a_digest_pins_a_component() {
     let home = Home::new();
     let profile = home.profile("behaviours", "").unwrap();

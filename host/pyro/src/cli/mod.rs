@@ -227,4 +227,13 @@ mod tests {
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
     }
+
+    /// What a component's tools cannot be called, so that they can be typed.
+    #[test]
+    fn pyros_own_commands_are_kept_from_tools() {
+        let command = super::Cli::command();
+        for own in command.get_subcommands() {
+            assert!(pyro_components::OWN_COMMANDS.contains(&own.get_name()), "{}", own.get_name());
+        }
+    }
 }
