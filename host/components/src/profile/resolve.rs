@@ -92,8 +92,8 @@ impl ResolvedProfile {
         if findings.is_empty() { Ok(profile) } else { Err(LoadError::new(findings)) }
     }
 
-    /// Returns whether every component carries its tool list.
-    pub(crate) fn lists_itself(&self) -> bool {
+    /// Returns whether every component carries its tool list. The others are asked when a [`crate::Toolbox`] is loaded.
+    pub fn lists_itself(&self) -> bool {
         self.components.iter().all(|component| component.scan.listing.is_some())
     }
 

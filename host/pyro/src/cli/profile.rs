@@ -68,7 +68,10 @@ fn check(which: &Which, context: &Context) -> Result<u8, Failure> {
 }
 
 fn show(which: &Which, context: &Context) -> Result<u8, Failure> {
-    let description = context.pyro.profile(&which.profile)?.describe();
+    let profile = context.pyro.profile(&which.profile)?;
+    // A component that does not carry its tool list is asked for it, as `check` does.
+    let description =
+        if profile.lists_itself() { profile.describe() } else { context.pyro.toolbox(&profile)?.describe() };
     if which.json {
         context.printer.json(&description);
     } else {
