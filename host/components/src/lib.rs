@@ -24,7 +24,7 @@ mod validate;
 pub use cli::{AnswerForm, CliBlocks, CliFlag, CliForm, CliTable, FlagValue, HumanForm, OWN_COMMANDS, RecordForm};
 pub use diagnostic::{Diagnostic, LoadError};
 pub use error::ToolError;
-pub use profile::{Builtins, HostSettings, Limits, ResolvedComponent, ResolvedProfile};
+pub use profile::{Builtins, HostSettings, Limits, ResolvedComponent, ResolvedProfile, read_component};
 pub use runtime::pack;
 pub use tool::{
     Annotations, CallInput, CallObserver, CallOptions, Content, ContentBody, NoObserver, OutputStream, ToolDef,

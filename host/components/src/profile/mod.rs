@@ -24,6 +24,7 @@ pub use describe::{ComponentDescription, ProfileDescription, ToolDescription};
 pub use grants::{ExecScope, FilesScope, GrantSet, MachinesScope, SecretsScope, WholeScope};
 pub(crate) use narrow::{BoundTool, bind_tools};
 pub(crate) use raw::{Locator, Narrowing};
+pub use resolve::read_component;
 
 use crate::component::ComponentScan;
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::component::{ComponentScan, Listing, MAX_COMPONENT_BYTES};
 use crate::diagnostic::{Diagnostic, LoadError, name_list, suggestion};
+use crate::error::ToolError;
 use crate::tool::ToolDef;
 
 impl ResolvedProfile {
@@ -294,6 +295,17 @@ impl Resolver<'_> {
     }
 }
 
+/// Reads a component's file as a profile's `source` is read: a regular file of a size that a component may have.
+///
+/// # Errors
+/// `not_found` and `io`.
+pub fn read_component(path: &Path) -> Result<Vec<u8>, ToolError> {
+    read_file(path, MAX_COMPONENT_BYTES).map_err(|error| match error {
+        ReadError::NotFound => ToolError::new("not_found", format!("no file `{}`", path.display())),
+        error => ToolError::new("io", format!("cannot read `{}`: {error}", path.display())),
+    })
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
     #[error("no such file")]
@@ -316,7 +328,10 @@ fn read_file(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     if !metadata.is_file() {
         return Err(ReadError::NotAFile);
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(most)).unwrap_or_default());
+    if metadata.len() > most {
+        return Err(ReadError::TooLarge(most));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(ReadError::TooLarge(most));

@@ -45,7 +45,7 @@ impl Args {
     pub fn run(&self, context: &Context) -> Result<u8, Failure> {
         let Command::Pack(args) = &self.command;
         let shown = |path: &Path, error: std::io::Error| Failure::new("io", format!("`{}`: {error}", path.display()));
-        let wasm = std::fs::read(&args.file).map_err(|error| shown(&args.file, error))?;
+        let wasm = pyro_components::read_component(&args.file)?;
         let packed = pyro_components::pack(&wasm)?;
         let output = args.output.as_ref().unwrap_or(&args.file);
         write(output, &packed).map_err(|error| shown(output, error))?;
