@@ -416,7 +416,7 @@ impl Reader<'_> {
             "machines" => into.machines = Some(self.machines_scope(scope, &place)),
             "exec" => into.exec = Some(scope.map(|scope| self.exec_scope(scope, &place)).unwrap_or_default()),
             "workspaces" => into.workspaces = Some(self.machines_scope(scope, &place)),
-            "files" => into.files = Some(FilesScope { roots: self.scope_list(scope, &place, "roots") }),
+            "files" => into.files = Some(self.files_scope(scope, &place)),
             "host-files" => into.host_files = Some(self.whole_scope(scope, &place)),
             "terminals" => into.terminals = Some(self.whole_scope(scope, &place)),
             "services" => into.services = Some(self.whole_scope(scope, &place)),
@@ -430,6 +430,27 @@ impl Reader<'_> {
 
     fn machines_scope(&mut self, node: Option<&Node<'_>>, place: &str) -> MachinesScope {
         MachinesScope { environments: self.scope_list(node, place, "environments") }
+    }
+
+    /// Directories of a guest. A call names its own without `.` and `..`, so one with them would never be reached.
+    fn files_scope(&mut self, node: Option<&Node<'_>>, place: &str) -> FilesScope {
+        let Some(table) = node.and_then(|node| self.table(node, place)) else { return FilesScope::default() };
+        let mut scope = FilesScope::default();
+        for (_, value) in self.entries(table, place, Some(&["roots"])) {
+            let what = format!("`roots` of {place}");
+            let roots = self.strings(value, &what).unwrap_or_default();
+            for root in &roots {
+                let plain =
+                    root.value.starts_with('/') && !root.value.split('/').any(|name| name == "." || name == "..");
+                if !plain {
+                    let hint = "write an absolute directory of the guest without `.` and `..`, such as \"/workspace\"";
+                    let message = format!("`{}` in {what} is no directory that a call could be in", root.value);
+                    self.report("invalid_value", root.line, message, Some(hint.to_owned()));
+                }
+            }
+            scope.roots = Some(roots.into_iter().map(|root| root.value).collect());
+        }
+        scope
     }
 
     /// A scope that has no keys.

@@ -48,6 +48,10 @@ impl Args {
 fn check(which: &Which, context: &Context) -> Result<u8, Failure> {
     let checked = context.pyro.profile(&which.profile).and_then(|profile| {
         let toolbox = context.pyro.toolbox(&profile)?;
+        // It may be made later, as a disk that is not mounted yet, so it is no mistake of the profile.
+        for root in profile.host.read.iter().chain(&profile.host.write).filter(|root| !root.is_dir()) {
+            context.printer.warning(&format!("`{}` of [host] is no directory here", root.display()));
+        }
         Ok((profile.name.clone(), toolbox.tools().len()))
     });
     match checked {

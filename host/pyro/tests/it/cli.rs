@@ -122,6 +122,43 @@ fn a_profile_is_checked_and_shown() {
 }
 
 #[test]
+fn a_component_without_a_tool_list_is_asked_for_it() {
+    let home = Home::new();
+    let (_, packed) = pyro::BUILTINS.components.iter().find(|(name, _)| *name == "exec").unwrap();
+    // A section of another name is none.
+    let mut wasm = packed.to_vec();
+    let at = wasm.windows(13).position(|window| window == b"pyro:manifest").unwrap();
+    wasm[at] = b'x';
+    std::fs::write(home.path().join("exec.wasm"), wasm).unwrap();
+    let text = "schema = 1\nname = \"asked\"\n[host]\nread = [\"nowhere\"]\n\
+                [components.exec]\nsource = \"exec.wasm\"\ngrants = [\"machines\", \"exec\"]\n";
+    home.write("asked.toml", text);
+    let run = home.run(&["profile", "show", "asked.toml"]).expect_code(0);
+    assert!(run.stdout.contains("tool vm_run (component exec)"), "{}", run.stdout);
+    let run = home.run(&["profile", "check", "asked.toml"]).expect_code(0);
+    assert_eq!(run.stdout, "profile `asked` is fine: 1 tool\n");
+    assert!(run.stderr.contains("nowhere` of [host] is no directory here"), "{}", run.stderr);
+}
+
+#[test]
+fn only_a_file_of_a_components_size_is_packed() {
+    let home = Home::new();
+    let large = home.write("large.wasm", "");
+    std::fs::File::options().write(true).open(&large).unwrap().set_len(5 << 30).unwrap();
+    let pipe = large.with_file_name("pipe.wasm");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (file, says) in [
+        ("large.wasm", "more than 268435456 bytes"),
+        ("pipe.wasm", "not a regular file"),
+        ("none.wasm", "no file `none.wasm`"),
+    ] {
+        let started = std::time::Instant::now();
+        expect_failure(&home.run(&["plugin", "pack", file]).expect_code(1), &[says]);
+        assert!(started.elapsed().as_secs() < 5, "{file}");
+    }
+}
+
+#[test]
 fn a_refused_argument_is_pyros_failure_and_not_the_commands() {
     let home = Home::new();
     for (args, says) in [
