@@ -115,9 +115,10 @@ pub fn pack(wasm: &[u8]) -> Result<Vec<u8>, ToolError> {
     if findings.iter().all(|finding| finding.repaired) {
         findings.extend(lint_schemas(&tools));
     }
-    let refused: Vec<String> = findings.into_iter().filter(|f| !f.repaired).map(|f| f.message).collect();
-    if !refused.is_empty() {
-        return Err(invalid(refused.join("; ")));
+    findings.retain(|finding| !finding.repaired);
+    if let Some(first) = findings.first() {
+        let messages: Vec<&str> = findings.iter().map(|finding| finding.message.as_str()).collect();
+        return Err(invalid(messages.join("; ")).with_hint(first.hint));
     }
     Ok(append_manifest(wasm, &manifest_json(&listing)))
 }
