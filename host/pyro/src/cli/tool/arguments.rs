@@ -17,7 +17,8 @@ use crate::failure::Failure;
 /// Most bytes of a file that becomes an argument; no tool takes more text.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Names that an argument's own flag cannot have.
-const TAKEN: [&str; 9] = [JSON, ID_ONLY, CONTENT_ONLY, PROFILE, "help", "quiet", "verbose", "engine", "version"];
+const TAKEN: [&str; 10] =
+    [JSON, ID_ONLY, CONTENT_ONLY, PROFILE, "help", "quiet", "verbose", "engine", "kernel", "version"];
 
 /// What a schema lets a value be.
 #[derive(Debug, Clone, PartialEq, Eq)]
