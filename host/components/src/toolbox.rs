@@ -357,7 +357,7 @@ fn listed(component: &ResolvedComponent, services: &HostServices, slot: &Compone
 }
 
 /// Refuses schemas that no call could be checked against. Those of the built-in components are left for their first
-/// call: compiling all of them would take longer than everything else that loading does, and their tests call each tool.
+/// call: a profile has up to a hundred of them, a command needs one, and a test compiles them all.
 fn check_schemas(profile: &ResolvedProfile, tools: &[ToolSlot], findings: &mut Vec<Diagnostic>) {
     for slot in tools {
         // What its interceptors add to a tool is in the same schemas.

@@ -81,8 +81,8 @@ pub(crate) fn lint_tools(tools: &mut [ToolSpec], interceptor: bool) -> Vec<Findi
     findings
 }
 
-/// Compiles the schemas of tools that [`lint_tools`] found fit, as a call would. Takes a good part of a millisecond for
-/// each, so it is no part of that.
+/// Compiles the schemas of tools that [`lint_tools`] found fit, as a call would. It is no part of that because a toolbox
+/// compiles them for its calls anyway, and keeps them.
 pub(crate) fn lint_schemas(tools: &[ToolSpec]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for tool in tools {

@@ -140,6 +140,25 @@ fn a_component_without_a_tool_list_is_asked_for_it() {
     assert!(run.stderr.contains("nowhere` of [host] is no directory here"), "{}", run.stderr);
 }
 
+/// Those of components from files are compiled when a profile is loaded, those of built-in ones by their first call.
+#[test]
+fn the_schemas_of_the_built_in_components_can_be_compiled() {
+    let home = Home::new();
+    for (name, wasm) in pyro::BUILTINS.components {
+        std::fs::write(home.path().join(format!("{name}.wasm")), wasm).unwrap();
+    }
+    let (_, text) = pyro::BUILTINS.profiles.iter().find(|(name, _)| *name == "workspace-extended").unwrap();
+    let lines = text.lines().map(|line| match line.strip_prefix("source = \"builtin:") {
+        Some(name) => format!("source = \"{}.wasm\"\n", name.trim_end_matches('"')),
+        None => format!("{line}\n"),
+    });
+    let text: String = lines.collect();
+    assert!(!text.contains("builtin:"), "{text}");
+    home.write("files.toml", &text);
+    let run = home.run(&["profile", "check", "files.toml"]).expect_code(0);
+    assert_eq!(run.stdout, "profile `workspace-extended` is fine: 57 tools\n");
+}
+
 #[test]
 fn only_a_file_of_a_components_size_is_packed() {
     let home = Home::new();
