@@ -2,8 +2,11 @@
 
 use pyro_plugin_guest::{Guest, OneWorkspace, reader};
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
-use pyro_tree::{DiffLimits, Tree, TreeDiff, TreeError, TreeLimits, WORKSPACE, compare};
+use pyro_tree::{DiffEntry, DiffLimits, Omitted, Tree, TreeDiff, TreeError, TreeLimits, WORKSPACE, compare};
 use serde::Serialize;
+
+/// Paths named for each reason why a patch does not have them.
+const NAMED: usize = 3;
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {
@@ -16,6 +19,10 @@ pub struct Output {
     pub patch: String,
     /// Entries or patches were left out
     pub truncated: bool,
+    /// Which changes the patch does not have, and why
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(default)]
+    pub left_out: String,
 }
 
 #[derive(Debug, PartialEq, Serialize, JsonSchema)]
@@ -60,6 +67,7 @@ impl Tool for WorkspaceDiff {
             positionals: vec!["workspace_id"],
             human: Some(Human {
                 text: Some("patch"),
+                error_text: Some("left_out"),
                 summary: Some(
                     "{summary.total} changed: {summary.added} added, {summary.modified} modified, {summary.deleted} deleted, {summary.type_changed} of another type; {summary.non_text} not shown as text",
                 ),
@@ -91,6 +99,7 @@ fn output(workspace_id: String, diff: TreeDiff) -> Output {
     let summary = diff.summary;
     Output {
         workspace_id,
+        left_out: left_out(&diff, &DiffLimits::default()),
         changed: summary.total > 0,
         summary: Summary {
             total: summary.total,
@@ -114,5 +123,95 @@ fn output(workspace_id: String, diff: TreeDiff) -> Output {
                 omitted: entry.omitted.map(|omitted| omitted.as_str().to_owned()),
             })
             .collect(),
+    }
+}
+
+/// Says in lines what a patch leaves out: whoever applies it must know that it is not everything.
+fn left_out(diff: &TreeDiff, limits: &DiffLimits) -> String {
+    let TreeDiff { entries, summary, .. } = diff;
+    if summary.non_text == 0 {
+        return String::new();
+    }
+    let mut lines = vec![format!("warning: the patch has not all of the {} changes", summary.total)];
+    for (omitted, why) in [
+        (Some(Omitted::Binary), "binary".to_owned()),
+        (Some(Omitted::TooLarge), format!("larger than {} KiB", limits.file_bytes >> 10)),
+        (Some(Omitted::Limit), format!("more than the {} KiB of a patch", limits.patch_bytes >> 10)),
+        (None, "empty, a directory, a symlink, or of another type than before".to_owned()),
+    ] {
+        let paths: Vec<&DiffEntry> =
+            entries.iter().filter(|entry| entry.text_patch.is_none() && entry.omitted == omitted).collect();
+        if !paths.is_empty() {
+            lines.push(format!("  {why}: {}", named(&paths)));
+        }
+    }
+    let unlisted = summary.total.saturating_sub(entries.len());
+    if unlisted > 0 {
+        lines.push(format!("  not listed, since the list is truncated after {} changes: {unlisted}", entries.len()));
+    }
+    lines.push("hint: workspace_export copies a file or a directory to the host as it is\n".to_owned());
+    lines.join("\n")
+}
+
+fn named(entries: &[&DiffEntry]) -> String {
+    // Guests choose names, and one must not move the cursor or end the line.
+    let shown = |entry: &&DiffEntry| format!("{WORKSPACE}/{}", entry.path.replace(char::is_control, "\u{fffd}"));
+    let names: Vec<String> = entries.iter().take(NAMED).map(shown).collect();
+    match entries.len().saturating_sub(NAMED) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pyro_tree::{DiffStatus, DiffSummary};
+
+    use super::*;
+
+    fn entry(path: &str, text: bool, omitted: Option<Omitted>) -> DiffEntry {
+        DiffEntry {
+            path: path.to_owned(),
+            status: DiffStatus::Added,
+            artifact_type: "file",
+            text_patch: text.then(|| "patch".to_owned()),
+            omitted,
+        }
+    }
+
+    #[test]
+    fn what_a_patch_leaves_out_is_named() {
+        let whole = TreeDiff {
+            entries: vec![entry("a", true, None)],
+            summary: DiffSummary { total: 1, added: 1, text_patched: 1, ..DiffSummary::default() },
+            truncated: false,
+        };
+        assert_eq!(output("w".to_owned(), whole).left_out, "");
+
+        let mut entries = vec![entry("a", true, None), entry("e", false, None)];
+        entries.push(entry("b\n\u{1b}[2J", false, Some(Omitted::Binary)));
+        entries.extend((0..5).map(|n| entry(&format!("l{n}"), false, Some(Omitted::TooLarge))));
+        entries.push(entry("p", false, Some(Omitted::Limit)));
+        let part = TreeDiff {
+            summary: DiffSummary {
+                total: 1009,
+                added: 1009,
+                text_patched: 1,
+                non_text: 1008,
+                ..DiffSummary::default()
+            },
+            entries,
+            truncated: true,
+        };
+        assert_eq!(
+            output("w".to_owned(), part).left_out,
+            "warning: the patch has not all of the 1009 changes\n  \
+             binary: /workspace/b\u{fffd}\u{fffd}[2J\n  \
+             larger than 1024 KiB: /workspace/l0, /workspace/l1, /workspace/l2 and 2 more\n  \
+             more than the 256 KiB of a patch: /workspace/p\n  \
+             empty, a directory, a symlink, or of another type than before: /workspace/e\n  \
+             not listed, since the list is truncated after 9 changes: 1000\n\
+             hint: workspace_export copies a file or a directory to the host as it is\n"
+        );
     }
 }
