@@ -7,6 +7,7 @@ use grep_regex::{RegexMatcher, RegexMatcherBuilder};
 use grep_searcher::{
     BinaryDetection, Searcher, SearcherBuilder, Sink, SinkContext, SinkContextKind, SinkFinish, SinkMatch,
 };
+use pyro_plugin_sdk::ToolError;
 use pyro_tree::{EntryKind, Tree, TreeError};
 use thiserror::Error;
 
@@ -92,93 +93,139 @@ pub enum SearchError {
     Glob(#[from] GlobError),
     #[error(transparent)]
     Tree(#[from] TreeError),
+    #[error("{}", .0.message)]
+    Guest(ToolError),
 }
 
-/// Searches the files of `tree`, whose names lie below `prefix` (empty, or ending in `/`).
-///
-/// `parents` are the ignore files above the tree: directory, whether it is a `.gitignore`, text.
-///
-/// # Errors
-/// A malformed pattern or glob, or a failed read of the tree.
-pub fn search<R: Read + Seek>(
-    tree: &Tree<R>,
-    prefix: &str,
-    parents: &[(String, bool, String)],
-    query: &Query,
-) -> Result<Found, SearchError> {
-    let matcher = matcher(query)?;
-    let mut ignored = Ignored::new(&query.selection)?;
-    for (directory, git, text) in parents {
-        ignored.add_rules(directory, *git, text);
-    }
-    let files: Vec<(&str, u64)> = tree
-        .entries()
-        .iter()
-        .filter_map(|(path, entry)| match entry.kind {
-            EntryKind::File { size, .. } => Some((path.as_str(), size)),
-            _ => None,
-        })
-        .collect();
-    if !query.selection.no_ignore {
-        for (path, _) in &files {
-            let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-            if matches!(name, ".gitignore" | ".ignore") {
-                let text = tree.read(path, 0, 1 << 20)?;
-                let directory = format!("{prefix}{directory}");
-                ignored.add_rules(
-                    directory.trim_end_matches('/'),
-                    name == ".gitignore",
-                    &String::from_utf8_lossy(&text),
-                );
-            }
-        }
+/// A file: its path below the directory that is searched, and its bytes.
+pub type FileSize = (String, u64);
+
+/// A search whose pattern and globs are understood.
+pub struct Search {
+    query: Query,
+    matcher: RegexMatcher,
+    ignored: Ignored,
+}
+
+impl Search {
+    /// # Errors
+    /// A malformed pattern or glob.
+    pub fn new(query: Query) -> Result<Search, SearchError> {
+        let matcher = matcher(&query)?;
+        let ignored = Ignored::new(&query.selection)?;
+        Ok(Search { query, matcher, ignored })
     }
 
-    let mut searcher = SearcherBuilder::new()
-        .line_number(true)
-        .before_context(query.context)
-        .after_context(query.context)
-        .binary_detection(BinaryDetection::quit(0))
-        .heap_limit(Some(16 << 20))
-        .build();
-    let mut found = Found::default();
-    let mut text_left = MAX_TEXT;
-    for (path, size) in files {
-        let whole = format!("{prefix}{path}");
-        if ignored.skips_file(&whole) {
-            continue;
-        }
-        if size > MAX_FILE {
-            found.large_skipped += 1;
-            continue;
-        }
-        let left = query.max_results.saturating_sub(found.matches.len());
-        let content = tree.read(path, 0, size)?;
-        let mut sink = Lines {
-            matcher: &matcher,
-            path: &whole,
-            out: Vec::new(),
-            before: Vec::new(),
-            left,
-            text_left,
-            binary: false,
-            full: false,
-        };
-        searcher.search_slice(&matcher, &content, &mut sink).map_err(TreeError::Read)?;
-        found.files_searched += 1;
-        if sink.binary {
-            found.binary_skipped += 1;
-            continue;
-        }
-        text_left = sink.text_left;
-        found.files_matched += usize::from(!sink.out.is_empty());
-        found.matches.append(&mut sink.out);
-        if sink.full {
-            found.truncated = true;
-            break;
-        }
+    /// Takes the text of an ignore file: its directory, whether it is a `.gitignore`, its text.
+    pub fn add_rules(&mut self, directory: &str, git: bool, text: &str) {
+        self.ignored.add_rules(directory, git, text);
     }
-    Ok(found)
+
+    /// The ignore files among `files` that count.
+    pub fn ignore_files<'f>(&self, files: &'f [FileSize]) -> Vec<&'f FileSize> {
+        let is_rules = |path: &str| matches!(name_of(path).1, ".gitignore" | ".ignore");
+        files.iter().filter(|(path, _)| !self.query.selection.no_ignore && is_rules(path)).collect()
+    }
+
+    /// Takes the ignore files among `files`, whose paths lie below `prefix` (empty, or ending in `/`).
+    ///
+    /// # Errors
+    /// Those of `read`, which is given a path, and the bytes that are wanted.
+    pub fn read_rules(
+        &mut self,
+        prefix: &str,
+        files: &[FileSize],
+        read: &mut impl FnMut(&str, u64) -> Result<Vec<u8>, SearchError>,
+    ) -> Result<(), SearchError> {
+        for (path, size) in self.ignore_files(files) {
+            let text = read(path, (*size).min(1 << 20))?;
+            let (directory, name) = name_of(path);
+            let directory = format!("{prefix}{directory}");
+            let directory = directory.trim_end_matches('/');
+            self.ignored.add_rules(directory, name == ".gitignore", &String::from_utf8_lossy(&text));
+        }
+        Ok(())
+    }
+
+    /// How many of `files` a search reads, and how many bytes these have.
+    pub fn wanted(&mut self, prefix: &str, files: &[FileSize]) -> (usize, u64) {
+        let ignored = &mut self.ignored;
+        let wanted =
+            files.iter().filter(|(path, size)| *size <= MAX_FILE && !ignored.skips_file(&format!("{prefix}{path}")));
+        wanted.fold((0, 0), |(count, bytes), (_, size)| (count + 1, bytes + size))
+    }
+
+    /// Searches `files`, whose paths lie below `prefix`.
+    ///
+    /// # Errors
+    /// Those of `read`, which is given a path, and the bytes that are wanted.
+    pub fn run(
+        &mut self,
+        prefix: &str,
+        files: &[FileSize],
+        read: &mut impl FnMut(&str, u64) -> Result<Vec<u8>, SearchError>,
+    ) -> Result<Found, SearchError> {
+        let Search { query, matcher, ignored } = self;
+        let mut searcher = SearcherBuilder::new()
+            .line_number(true)
+            .before_context(query.context)
+            .after_context(query.context)
+            .binary_detection(BinaryDetection::quit(0))
+            .heap_limit(Some(16 << 20))
+            .build();
+        let mut found = Found::default();
+        let mut text_left = MAX_TEXT;
+        for (path, size) in files {
+            let size = *size;
+            let whole = format!("{prefix}{path}");
+            if ignored.skips_file(&whole) {
+                continue;
+            }
+            if size > MAX_FILE {
+                found.large_skipped += 1;
+                continue;
+            }
+            let left = query.max_results.saturating_sub(found.matches.len());
+            let content = read(path, size)?;
+            let mut sink = Lines {
+                matcher,
+                path: &whole,
+                out: Vec::new(),
+                before: Vec::new(),
+                left,
+                text_left,
+                binary: false,
+                full: false,
+            };
+            searcher.search_slice(&*matcher, &content, &mut sink).map_err(TreeError::Read)?;
+            found.files_searched += 1;
+            if sink.binary {
+                found.binary_skipped += 1;
+                continue;
+            }
+            text_left = sink.text_left;
+            found.files_matched += usize::from(!sink.out.is_empty());
+            found.matches.append(&mut sink.out);
+            if sink.full {
+                found.truncated = true;
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The files of an archive, by path.
+pub fn files_of<R: Read + Seek>(tree: &Tree<R>) -> Vec<FileSize> {
+    let files = tree.entries().iter().filter_map(|(path, entry)| match entry.kind {
+        EntryKind::File { size, .. } => Some((path.clone(), size)),
+        _ => None,
+    });
+    files.collect()
+}
+
+fn name_of(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
 }
 
 fn matcher(query: &Query) -> Result<RegexMatcher, SearchError> {
@@ -311,6 +358,22 @@ mod tests {
         }
     }
 
+    fn search(
+        tree: &Tree<Cursor<Vec<u8>>>,
+        prefix: &str,
+        parents: &[(String, bool, String)],
+        query: &Query,
+    ) -> Result<Found, SearchError> {
+        let mut search = Search::new(query.clone())?;
+        for (directory, git, text) in parents {
+            search.add_rules(directory, *git, text);
+        }
+        let files = files_of(tree);
+        let mut read = |path: &str, size| Ok(tree.read(path, 0, size)?);
+        search.read_rules(prefix, &files, &mut read)?;
+        search.run(prefix, &files, &mut read)
+    }
+
     fn run(files: &[(&str, &[u8])], query: &Query) -> Found {
         search(&tree(files), "", &[], query).expect("a search")
     }
@@ -389,12 +452,29 @@ mod tests {
     }
 
     #[test]
-    fn bad_patterns_are_told() {
-        for pattern in ["(", "a\\nb", "\\p{Foo}", "(a{1000}){1000}"] {
-            let error = search(&tree(&[]), "", &[], &query(pattern)).expect_err(pattern);
+    fn bad_patterns_are_told_before_anything_is_read() {
+        for pattern in ["(", "[", "a\\nb", "\\p{Foo}", "(a{1000}){1000}"] {
+            let error = Search::new(query(pattern)).err().expect(pattern);
             assert!(error.to_string().starts_with("pattern"), "{error}");
         }
         let globs = Selection { globs: vec!["[".into()], ..Selection::default() };
-        assert!(search(&tree(&[]), "", &[], &Query { selection: globs, ..query("a") }).is_err());
+        assert!(Search::new(Query { selection: globs, ..query("a") }).is_err());
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_read() {
+        let globs = Selection { globs: vec!["*.rs".into()], ..Selection::default() };
+        let mut search = Search::new(Query { selection: globs, ..query("foo") }).expect("a search");
+        let files = [(".gitignore", 3), ("big.rs", 3 << 40), ("d/a.rs", 3), ("d/b.txt", 3)];
+        let files = files.map(|(path, size)| (path.to_owned(), size));
+        assert_eq!(search.ignore_files(&files), [&files[0]]);
+        assert_eq!(search.wanted("sub/", &files), (1, 3));
+        let mut read = Vec::new();
+        let found = search.run("sub/", &files, &mut |path, size| {
+            read.push((path.to_owned(), size));
+            Ok(b"foo".to_vec())
+        });
+        assert_eq!(lines(&found.expect("found")), ["sub/d/a.rs:1:1:foo"]);
+        assert_eq!(read, [("d/a.rs".to_owned(), 3)]);
     }
 }

@@ -5,8 +5,17 @@ use pyro_tree::{Tree, TreeLimits, WORKSPACE, below_workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::ignored::Selection;
-use crate::search::{self, Case, Query};
+use crate::search::{self, Case, FileSize, Found, Query, Search, SearchError};
 use pyro_plugin_guest::{Guest, Kind, invalid, workspace_root};
+
+/// Entries that are listed before a search; a larger tree is read without.
+const MAX_LISTED: u32 = 20_000;
+/// Files read one by one at most: each is asked for on its own, where an archive has all of them at once...
+const FEW: usize = 256;
+/// ...and only when so many bytes need not be read for it.
+const SPARED: u64 = 32 << 20;
+/// The most bytes that the host takes as an archive of a guest.
+const MAX_ARCHIVE: u64 = 16 << 30;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -115,12 +124,7 @@ impl Tool for FileSearch {
     }
 
     fn call(arguments: Arguments, _call: &Call) -> Result<Output, ToolError> {
-        let guest = Guest::open(&arguments.workspace_id, "workspace_file_search")?;
-        let path = pyro_plugin_guest::path(&arguments.path)?;
-        let is_directory = guest.stat(&path)?.kind == Kind::Directory;
-        let directory =
-            if is_directory { path.as_str() } else { path.rsplit_once('/').map_or(WORKSPACE, |(parent, _)| parent) };
-        let query = Query {
+        let mut query = Query {
             pattern: arguments.pattern,
             literal: arguments.literal,
             case: match arguments.case {
@@ -130,18 +134,25 @@ impl Tool for FileSearch {
             },
             context: arguments.context as usize,
             max_results: arguments.max_results as usize,
-            // A file that was named is searched whatever its name.
-            selection: Selection {
-                globs: arguments.globs,
-                hidden: arguments.hidden || !is_directory,
-                no_ignore: arguments.no_ignore || !is_directory,
-            },
+            selection: Selection { globs: arguments.globs, hidden: arguments.hidden, no_ignore: arguments.no_ignore },
         };
+        // Told before anything is asked of the guest.
+        Search::new(query.clone()).map_err(failed)?;
+        let guest = Guest::open(&arguments.workspace_id, "workspace_file_search")?;
+        let path = pyro_plugin_guest::path(&arguments.path)?;
+        let is_directory = guest.stat(&path)?.kind == Kind::Directory;
+        let directory =
+            if is_directory { path.as_str() } else { path.rsplit_once('/').map_or(WORKSPACE, |(parent, _)| parent) };
+        // A file that was named is searched whatever its name.
+        query.selection.hidden |= !is_directory;
+        query.selection.no_ignore |= !is_directory;
         let below = below_workspace(directory);
         let parents = if query.selection.no_ignore { Vec::new() } else { rules_above(&guest, below)? };
-        let tree = Tree::index(guest.archive(&path)?, &TreeLimits::default()).map_err(|e| invalid(e.to_string()))?;
-        let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
-        let found = search::search(&tree, &prefix, &parents, &query).map_err(|e| invalid(e.to_string()))?;
+        let mut search = Search::new(query).map_err(failed)?;
+        for (directory, git, text) in parents {
+            search.add_rules(&directory, git, &text);
+        }
+        let found = found(&guest, &path, directory, &mut search).map_err(failed)?;
         Ok(Output {
             workspace_id: arguments.workspace_id,
             path,
@@ -167,6 +178,59 @@ impl Tool for FileSearch {
     }
 }
 
+fn failed(error: SearchError) -> ToolError {
+    match error {
+        SearchError::Guest(error) => error,
+        error => invalid(error.to_string()),
+    }
+}
+
+/// Searches what is at `path`, which is `directory` or in it.
+fn found(guest: &Guest, path: &str, directory: &str, search: &mut Search) -> Result<Found, SearchError> {
+    let below = below_workspace(directory);
+    let prefix = if below.is_empty() { String::new() } else { format!("{below}/") };
+    let (entries, more) = guest.list(path, true, MAX_LISTED).map_err(SearchError::Guest)?;
+    let base = format!("{directory}/");
+    let mut files: Vec<FileSize> = entries
+        .into_iter()
+        .filter(|entry| entry.kind == Kind::File)
+        .filter_map(|entry| Some((entry.path.strip_prefix(&base)?.to_owned(), entry.size)))
+        .collect();
+    files.sort();
+    let total = files.iter().fold(0, |total: u64, (_, size)| total.saturating_add(*size));
+    if !more && total > SPARED && search.ignore_files(&files).len() <= FEW {
+        let mut read = |path: &str, size| match guest.read(&format!("{base}{path}"), 0, size) {
+            Ok((content, _)) => Ok(content),
+            // It went while others were read.
+            Err(error) if error.code == "not_found" => Ok(Vec::new()),
+            Err(error) => Err(SearchError::Guest(error)),
+        };
+        search.read_rules(&prefix, &files, &mut read)?;
+        let (count, bytes) = search.wanted(&prefix, &files);
+        if count <= FEW && total.saturating_sub(bytes) > SPARED {
+            return search.run(&prefix, &files, &mut read);
+        }
+    }
+    if total > MAX_ARCHIVE {
+        return Err(SearchError::Guest(too_large(&base, &files)));
+    }
+    let tree = Tree::index(guest.archive(path).map_err(SearchError::Guest)?, &TreeLimits::default())?;
+    let files = search::files_of(&tree);
+    let mut read = |path: &str, size| Ok(tree.read(path, 0, size)?);
+    search.read_rules(&prefix, &files, &mut read)?;
+    search.run(&prefix, &files, &mut read)
+}
+
+fn too_large(base: &str, files: &[FileSize]) -> ToolError {
+    let (path, size) = files.iter().max_by_key(|(_, size)| *size).cloned().unwrap_or_default();
+    let message = format!(
+        "the files to search have more than {} GiB together, of which `{base}{path}` has {size} bytes",
+        MAX_ARCHIVE >> 30
+    );
+    ToolError::new("limit_exceeded", message)
+        .with_hint("remove the file, or choose another path or a glob that few match")
+}
+
 /// The ignore files of the directories above the one that is searched.
 fn rules_above(guest: &Guest, below: &str) -> Result<Vec<(String, bool, String)>, ToolError> {
     let mut rules = Vec::new();
@@ -182,4 +246,18 @@ fn rules_above(guest: &Guest, below: &str) -> Result<Vec<(String, bool, String)>
         }
     }
     Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_is_too_large_is_named() {
+        let files = [("a".to_owned(), 5), ("d/sparse".to_owned(), 3 << 40)];
+        let error = too_large("/workspace/", &files);
+        assert_eq!(error.code, "limit_exceeded");
+        assert!(error.message.ends_with("`/workspace/d/sparse` has 3298534883328 bytes"), "{}", error.message);
+        assert!(error.hint.is_some());
+    }
 }
