@@ -107,7 +107,11 @@ fn directory(confined: &Confined, root: OwnedFd, packer: &mut Packer) -> Result<
                 if !metadata.is_file() {
                     return Err(special(&path));
                 }
-                packer.file(&path, attributes, metadata.len(), file)?;
+                packer.file(&path, attributes, metadata.len(), file, || {
+                    let shown = String::from_utf8_lossy(&path).escape_debug().to_string();
+                    let message = format!("`{}/{shown}` became shorter while it was read", confined.shown);
+                    EngineError::new(ErrorCode::Io, message).with_hint("try again when nothing writes to it")
+                })?;
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&*directory, &name, Vec::new()).map_err(failed)?;
@@ -206,7 +210,10 @@ fn archive(confined: &Confined, mut file: File, packer: &mut Packer) -> Result<(
         match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => {
                 let size = entry.size();
-                packer.file(&name, attributes, size, &mut entry)?;
+                packer.file(&name, attributes, size, &mut entry, || {
+                    let shown = String::from_utf8_lossy(&name).escape_debug().to_string();
+                    unreadable(confined, &format!("it ends in the middle of '{shown}'"))
+                })?;
             }
             EntryType::Directory => packer.directory(&name, attributes)?,
             EntryType::Symlink => {
@@ -326,6 +333,15 @@ mod tests {
         ] {
             let error = read_bytes(name, &bytes).map(|packed| packed.entries).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidArgument, "{name}: {error}");
+        }
+        let cut = good.get(..512 + 3).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(cut).unwrap();
+        for (name, bytes) in [("t.tar", cut.to_vec()), ("t.tgz", gz.finish().unwrap())] {
+            let error = read_bytes(name, &bytes).map(|packed| packed.entries).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+            assert!(error.message().ends_with("is not a readable archive: it ends in the middle of 'a'"), "{error}");
+            assert!(error.hint().is_some());
         }
         let error = read_bytes("t.zip", b"PK").map(|packed| packed.entries).unwrap_err();
         assert!(error.message().contains("neither a directory nor"), "{error}");

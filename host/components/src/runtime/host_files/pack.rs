@@ -66,13 +66,14 @@ impl Packer {
         self.write(|tar| tar.append_data(&mut header, path(&name), io::empty()))
     }
 
-    /// Adds a regular file of exactly `size` bytes.
+    /// Adds a regular file of exactly `size` bytes; `cut_short` is the error of a content that ends before.
     pub(super) fn file(
         &mut self,
         name: &[u8],
         attributes: Attributes,
         size: u64,
         content: impl Read,
+        cut_short: impl FnOnce() -> EngineError,
     ) -> Result<(), EngineError> {
         let (name, _) = self.member(name, Kind::File)?;
         self.bytes = self.bytes.saturating_add(size);
@@ -80,8 +81,9 @@ impl Packer {
             return Err(too_large(format!("the tree has more than {} GiB of content", MAX_BYTES >> 30)));
         }
         let mut header = header(EntryType::Regular, attributes, size);
-        let mut content = Exactly { inner: content.take(size), left: size };
-        self.write(|tar| tar.append_data(&mut header, path(&name), &mut content))
+        let mut content = Exactly { inner: content.take(size), left: size, ended: false };
+        let done = self.write(|tar| tar.append_data(&mut header, path(&name), &mut content));
+        if content.ended { done.map_err(|_| cut_short()) } else { done }
     }
 
     /// Adds a symlink.
@@ -204,6 +206,8 @@ fn path(bytes: &[u8]) -> &std::path::Path {
 struct Exactly<R> {
     inner: R,
     left: u64,
+    /// It ended early.
+    ended: bool,
 }
 
 impl<R: Read> Read for Exactly<R> {
@@ -211,7 +215,8 @@ impl<R: Read> Read for Exactly<R> {
         let count = self.inner.read(buffer)?;
         self.left = self.left.saturating_sub(count as u64);
         if count == 0 && !buffer.is_empty() && self.left > 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a file became shorter while it was read"));
+            self.ended = true;
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(count)
     }
