@@ -282,6 +282,8 @@ async fn secrets_are_in_the_guests_memory_only() {
     workspaces.reset(&id, "s", &NoProgress).await.unwrap();
     let machine = workspaces.machine(&id, Workspace).await.unwrap();
     assert_eq!(run(&machine, "cat /run/pyro-secrets/TOKEN").await.unwrap(), "new-value-91c2");
+    // They need none of the guest's programs, which may be gone.
+    run(&machine, "rm /usr/bin/mkdir && sync").await.unwrap();
     workspaces.stop(&id, Workspace).await.unwrap();
     for file in home.record_files().iter().filter(|name| !name.contains("/secret.")) {
         let path = home.dir.path().join("state/records").join(file);
@@ -294,7 +296,11 @@ async fn secrets_are_in_the_guests_memory_only() {
     }
     workspaces.start(&id, Workspace, &NoProgress).await.unwrap();
     let machine = workspaces.machine(&id, Workspace).await.unwrap();
-    assert_eq!(run(&machine, "cat /run/pyro-secrets/TOKEN").await.unwrap(), "new-value-91c2");
+    let look = "cd /run/pyro-secrets && stat -c '%a %u %g %n' . && cat TOKEN";
+    assert_eq!(run(&machine, look).await.unwrap(), "700 0 0 .\nnew-value-91c2");
+    run(&machine, "rm -r /run/pyro-secrets && echo > /run/pyro-secrets").await.unwrap();
+    let error = workspaces.set_secret(&id, secret("OTHER", "x")).await.unwrap_err();
+    assert_eq!(error.hint(), Some("remove `/run/pyro-secrets` in the guest"), "{error}");
     workspaces.delete(&id, Workspace).await.unwrap();
     assert_eq!(home.record_files(), [""; 0]);
     home.assert_no_machines().await;

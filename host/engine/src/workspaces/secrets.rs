@@ -11,10 +11,11 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    time::Duration,
 };
 
 use bytes::Bytes;
+use rustix::fs::{MemfdFlags, memfd_create};
+use tar::{Builder, EntryType, Header};
 use zeroize::Zeroizing;
 
 use super::{
@@ -26,11 +27,13 @@ use super::{
 };
 use crate::{
     error::{EngineError, ErrorCode},
-    exec::{ExecCommand, ExecEvent, ExecRequest},
     guest::{Content, FileChange},
     machine::Machine,
 };
 
+/// The directory of the values, in its parent. The parent is in memory, and a part of every system.
+const SECRETS_DIR: &str = "pyro-secrets";
+const SECRETS_PARENT: &str = "/run";
 /// Where the guest has the values.
 pub const SECRETS_PATH: &str = "/run/pyro-secrets";
 /// Longest value in bytes.
@@ -351,27 +354,28 @@ async fn put(machine: &Machine, values: Vec<(String, Option<Zeroizing<Vec<u8>>>)
     }
 }
 
+/// Makes the directory, or leaves it as it is. The guest's programs are not asked: they may be anything by now.
 async fn make_dir(machine: &Machine) -> Result<(), EngineError> {
-    let argv = ["mkdir", "-p", "-m", "700", SECRETS_PATH].map(str::to_owned).into();
-    let request = ExecRequest {
-        command: ExecCommand::Argv(argv),
-        cwd: Some("/".to_owned()),
-        env: Vec::new(),
-        timeout: Duration::from_secs(20),
-        stdin: false,
-    };
-    let mut session = machine.exec(request).await?;
-    loop {
-        if let ExecEvent::Exited(exit) = session.next().await? {
-            return match exit.exit_code {
-                Some(0) => Ok(()),
-                code => Err(EngineError::new(
-                    ErrorCode::Io,
-                    format!("the guest cannot make `{SECRETS_PATH}`: mkdir ended with {code:?}"),
-                )),
-            };
+    let tar = directory_tar().map_err(|e| EngineError::io("make an archive", &e))?;
+    match machine.extract(SECRETS_PARENT, SECRETS_PARENT, tar).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let in_the_way = matches!(error.code(), ErrorCode::InvalidArgument | ErrorCode::Denied);
+            let error = error.while_doing("make the directory of the machine's secrets");
+            Err(if in_the_way { error.with_hint(format!("remove `{SECRETS_PATH}` in the guest")) } else { error })
         }
     }
+}
+
+/// Returns a tar of the directory alone. An unpacked directory has its mode before it has its name.
+fn directory_tar() -> io::Result<File> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Directory);
+    header.set_mode(0o700);
+    header.set_size(0);
+    let mut tar = Builder::new(File::from(memfd_create("secrets", MemfdFlags::CLOEXEC)?));
+    tar.append_data(&mut header, SECRETS_DIR, io::empty())?;
+    tar.into_inner()
 }
 
 /// Returns whether a file holds a value that `machine` may still know.
