@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pyro::{EngineChoice, Pyro, PyroConfig};
 use tracing_subscriber::EnvFilter;
@@ -133,11 +134,19 @@ pub fn main() -> ExitCode {
     };
     let command = match &tools {
         Some(Ok(tools)) => tools.add_to(own),
-        // A command line that is wrong by itself, or asks for help, is told so even then.
-        Some(Err(_)) => own.allow_external_subcommands(true),
+        // A command line that is wrong by itself is told so even then.
+        Some(Err(_)) => tool::with_profile(own).allow_external_subcommands(true),
         None => own,
     };
-    let matches = command.clone().get_matches_from(&args);
+    let matches = match (command.clone().try_get_matches_from(&args), &tools) {
+        (Ok(matches), _) => matches,
+        // Help, and which words are commands, depend on the profile that was typed.
+        (Err(error), Some(Err(failure))) if sketch.names_a_profile() && depends_on_tools(&error) => {
+            Printer::new(Verbosity::Normal).failure(failure, false);
+            return ExitCode::from(failure.exit_code);
+        }
+        (Err(error), _) => error.exit(),
+    };
     let global = Global::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let verbosity = match (global.quiet, global.verbose) {
         (true, _) => Verbosity::Quiet,
@@ -146,9 +155,11 @@ pub fn main() -> ExitCode {
     };
     let printer = Arc::new(Printer::new(verbosity));
     log_to_stderr(verbosity, &printer);
-    let done = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => dispatch(cli, command, &printer),
-        Err(error) => match tools {
+    let done = match (Cli::from_arg_matches(&matches), tools) {
+        // `completions` would leave the profile's commands out.
+        (Ok(_), Some(Err(failure))) if sketch.names_a_profile() => Err(failure),
+        (Ok(cli), _) => dispatch(cli, command, &printer),
+        (Err(error), tools) => match tools {
             Some(Ok(tools)) => {
                 with_runtime(async { tools.run(&matches, &printer).await.unwrap_or_else(|| error.exit()) })
             }
@@ -164,6 +175,17 @@ pub fn main() -> ExitCode {
         printer.failure(&failure, tool::wants_json(&matches));
         failure.exit_code
     }))
+}
+
+/// Says whether what clap answers would be another with the tools.
+fn depends_on_tools(error: &clap::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            | ErrorKind::InvalidSubcommand
+            | ErrorKind::MissingSubcommand
+    )
 }
 
 /// Loads the tools that are commands on this command line.

@@ -85,6 +85,32 @@ fn an_unknown_profile_names_the_one_that_was_meant() {
 }
 
 #[test]
+fn a_profile_is_refused_wherever_it_stands() {
+    let home = Home::new();
+    home.write("bad.toml", "schema = 1\nname = \n");
+    for (profile, says) in [("vm-rum", "vm-run"), ("bad.toml", "bad.toml:2")] {
+        let behind = home.run(&["workspace", "list", "--profile", profile]).expect_code(1);
+        expect_failure(&behind, &[says]);
+        for args in [
+            &["workspace", "list"][..],
+            &["workspace", "list", "--help"],
+            &["--help"],
+            &["help", "workspace"],
+            &["completions", "bash"],
+            &[],
+        ] {
+            let run = home.run(&[&["--profile", profile], args].concat()).expect_code(1);
+            expect_failure(&run, &[]);
+            assert_eq!(run.stderr, behind.stderr, "{args:?}");
+        }
+        let run = home.run(&["--profile", profile, "run", "debian:12", "--", "true"]).expect_code(125);
+        assert_eq!(run.stderr, behind.stderr);
+        // What is wrong by itself is wrong with every profile.
+        home.run(&["--profile", profile, "--engine", "vbox", "workspace", "list"]).expect_code(2);
+    }
+}
+
+#[test]
 fn mistakes_in_a_profile_are_all_shown_with_their_lines() {
     let home = Home::new();
     home.write("bad.toml", "schema = 1\nname = \"x\"\n[components.exec]\nsorce = \"builtin:exec\"\ngrnts = []\n");

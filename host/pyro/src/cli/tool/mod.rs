@@ -67,6 +67,11 @@ impl Sketch {
         sketch
     }
 
+    /// Says whether the profile was typed.
+    pub fn names_a_profile(&self) -> bool {
+        self.profile.is_some()
+    }
+
     /// Returns the profile whose tools are commands on this command line.
     pub fn profile(&self) -> String {
         let from_environment = || std::env::var("PYRO_PROFILE").ok().filter(|name| !name.is_empty());
@@ -96,8 +101,7 @@ impl ToolCommands {
 
     /// Adds a command per tool. One that pyro has itself stays pyro's.
     pub fn add_to(&self, command: Command) -> Command {
-        // Already read by `Sketch`; a help of all commands may be asked for with it too.
-        let mut command = command.arg(profile_argument());
+        let mut command = with_profile(command);
         let own: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
         for tool in self.toolbox.tools() {
             let path = path_of(tool);
@@ -139,6 +143,11 @@ impl ToolCommands {
         let tool = self.toolbox.tools().iter().find(|tool| path_of(tool) == typed)?;
         Some((Chosen::Tool(tool), matches))
     }
+}
+
+/// Adds the flag that names the profile before any command. `Sketch` has read it already.
+pub fn with_profile(command: Command) -> Command {
+    command.arg(profile_argument())
 }
 
 /// Says whether a command line asks for JSON, which failures are then printed as too.
