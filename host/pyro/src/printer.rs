@@ -4,13 +4,14 @@
 //! a terminal one status line says what is being done, elsewhere a long operation says so in plain lines, seldom.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
 
-use crate::failure::{EXIT_BROKEN_PIPE, Failure};
+use crate::failure::{EXIT_BROKEN_PIPE, EXIT_FAILURE, Failure};
 
 /// On a terminal the status line is drawn at most this often.
 const REDRAW: Duration = Duration::from_millis(100);
@@ -33,6 +34,8 @@ pub struct Printer {
     verbosity: Verbosity,
     terminal: bool,
     status: Mutex<Status>,
+    /// The exit code when standard output cannot be written.
+    exit_code: AtomicU8,
 }
 
 #[derive(Default)]
@@ -50,7 +53,18 @@ struct Status {
 
 impl Printer {
     pub fn new(verbosity: Verbosity) -> Printer {
-        Printer { verbosity, terminal: io::stderr().is_terminal(), status: Mutex::default() }
+        Printer {
+            verbosity,
+            terminal: io::stderr().is_terminal(),
+            status: Mutex::default(),
+            exit_code: AtomicU8::new(EXIT_FAILURE),
+        }
+    }
+
+    /// Sets the exit code for standard output that cannot be written: where a command's own exit code is pyro's, a
+    /// failure of pyro has another than elsewhere.
+    pub fn fail_with(&self, exit_code: u8) {
+        self.exit_code.store(exit_code, Ordering::Relaxed);
     }
 
     pub fn is_verbose(&self) -> bool {
@@ -77,7 +91,7 @@ impl Printer {
         self.clear_status();
         let mut stdout = io::stdout().lock();
         if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            give_up_on_output(&error);
+            give_up_on_output(&error, self.exit_code.load(Ordering::Relaxed));
         }
     }
 
@@ -228,10 +242,10 @@ fn percent_of(done: f64, total: Option<f64>) -> String {
 }
 
 /// Ends the program: what it is asked for cannot be delivered. Machines of a running call end with the process.
-fn give_up_on_output(error: &io::Error) -> ! {
+fn give_up_on_output(error: &io::Error, exit_code: u8) -> ! {
     if error.kind() == io::ErrorKind::BrokenPipe {
         std::process::exit(i32::from(EXIT_BROKEN_PIPE));
     }
     let _ = writeln!(io::stderr().lock(), "error: cannot write to standard output: {error}");
-    std::process::exit(i32::from(crate::failure::EXIT_FAILURE));
+    std::process::exit(i32::from(exit_code));
 }

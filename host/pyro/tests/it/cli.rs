@@ -346,6 +346,17 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_pyros_failure() {
+    let home = Home::new();
+    for (args, code) in [(&["run", "debian:21", "--json", "--", "true"][..], 125), (&["profile", "check", "vm-run"], 1)]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let run = Run::from(home.command(args).stdout(full).output().unwrap()).expect_code(code);
+        assert!(run.stderr.contains("cannot write to standard output"), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn a_log_filter_that_is_none_is_said_once_and_replaced() {
     let home = Home::new();
     let output = home.command(&["env", "list"]).env("PYRO_LOG", "a=b=c").output().unwrap();

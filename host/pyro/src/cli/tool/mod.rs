@@ -123,11 +123,14 @@ impl ToolCommands {
             Chosen::Attach => return Some(attach::run(&self.toolbox, matches, printer).await),
             Chosen::Tool(tool) => tool,
         };
+        let is_exec = tool.cli.as_ref().is_some_and(|form| form.exit_code.is_some());
+        if is_exec {
+            printer.fail_with(EXIT_RUN_FAILURE);
+        }
         let result = match arguments::read(tool, matches) {
             Ok(arguments) => call::call(&self.toolbox, tool, arguments, matches, printer).await,
             Err(failure) => Err(failure),
         };
-        let is_exec = tool.cli.as_ref().is_some_and(|form| form.exit_code.is_some());
         Some(result.map_err(|failure| if is_exec { failure.with_exit_code(EXIT_RUN_FAILURE) } else { failure }))
     }
 
