@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::process::Stdio;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
 use crate::support::{Home, Run};
 
 #[test]
@@ -354,6 +356,19 @@ fn output_that_cannot_be_written_is_pyros_failure() {
         let run = Run::from(home.command(args).stdout(full).output().unwrap()).expect_code(code);
         assert!(run.stderr.contains("cannot write to standard output"), "{}", run.stderr);
     }
+}
+
+#[test]
+fn a_shell_that_is_not_there_was_never_attached() {
+    let home = Home::new();
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = || std::fs::File::options().read(true).write(true).open(&name).unwrap();
+    let mut command = home.command(&["workspace", "shell", "attach", "nowhere", "nosuch"]);
+    let run = Run::from(command.stdin(terminal()).stdout(terminal()).output().unwrap()).expect_code(1);
+    expect_failure(&run, &["nowhere"]);
 }
 
 #[test]

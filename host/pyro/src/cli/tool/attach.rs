@@ -57,7 +57,12 @@ pub async fn run(toolbox: &Toolbox, matches: &ArgMatches, printer: &Arc<Printer>
     let shell = Shell { toolbox, workspace: workspace.clone(), id: String::new() };
     let (cols, rows) = size();
     let shell = match text(SHELL) {
-        Some(id) => Shell { id, ..shell },
+        Some(id) => {
+            let shell = Shell { id, ..shell };
+            // One that there is not is told before anything is said of it.
+            shell.call("shell_read", json!({"max_chars": 1})).await?;
+            shell
+        }
         None => {
             let opened = shell.call("shell_open", json!({"cols": cols, "rows": rows})).await?;
             let id = opened.get(SHELL).and_then(Value::as_str).unwrap_or_default().to_owned();
