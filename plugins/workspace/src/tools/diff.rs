@@ -1,5 +1,7 @@
 //! `workspace_diff`.
 
+use std::collections::BTreeMap;
+
 use pyro_plugin_guest::{Guest, OneWorkspace, reader};
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use pyro_tree::{DiffEntry, DiffLimits, Omitted, Tree, TreeDiff, TreeError, TreeLimits, WORKSPACE, compare};
@@ -133,17 +135,19 @@ fn left_out(diff: &TreeDiff, limits: &DiffLimits) -> String {
         return String::new();
     }
     let mut lines = vec![format!("warning: the patch has not all of the {} changes", summary.total)];
-    for (omitted, why) in [
-        (Some(Omitted::Binary), "binary".to_owned()),
-        (Some(Omitted::TooLarge), format!("larger than {} KiB", limits.file_bytes >> 10)),
-        (Some(Omitted::Limit), format!("more than the {} KiB of a patch", limits.patch_bytes >> 10)),
-        (None, "empty, a directory, a symlink, or of another type than before".to_owned()),
-    ] {
-        let paths: Vec<&DiffEntry> =
-            entries.iter().filter(|entry| entry.text_patch.is_none() && entry.omitted == omitted).collect();
-        if !paths.is_empty() {
-            lines.push(format!("  {why}: {}", named(&paths)));
-        }
+    let mut reasons: BTreeMap<&str, Vec<&DiffEntry>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.text_patch.is_none()) {
+        reasons.entry(entry.omitted.map_or("", Omitted::as_str)).or_default().push(entry);
+    }
+    for (reason, entries) in reasons {
+        let why = match reason {
+            "" => "empty, a directory, a symlink, or of another type than before".to_owned(),
+            "too_large" => format!("larger than {} KiB", limits.file_bytes >> 10),
+            "limit" => format!("more than the {} KiB of a patch", limits.patch_bytes >> 10),
+            "name" => "a name that is not UTF-8".to_owned(),
+            other => other.to_owned(),
+        };
+        lines.push(format!("  {why}: {}", named(&entries)));
     }
     let unlisted = summary.total.saturating_sub(entries.len());
     if unlisted > 0 {
@@ -206,10 +210,10 @@ mod tests {
         assert_eq!(
             output("w".to_owned(), part).left_out,
             "warning: the patch has not all of the 1009 changes\n  \
-             binary: /workspace/b\u{fffd}\u{fffd}[2J\n  \
-             larger than 1024 KiB: /workspace/l0, /workspace/l1, /workspace/l2 and 2 more\n  \
-             more than the 256 KiB of a patch: /workspace/p\n  \
              empty, a directory, a symlink, or of another type than before: /workspace/e\n  \
+             binary: /workspace/b\u{fffd}\u{fffd}[2J\n  \
+             more than the 256 KiB of a patch: /workspace/p\n  \
+             larger than 1024 KiB: /workspace/l0, /workspace/l1, /workspace/l2 and 2 more\n  \
              not listed, since the list is truncated after 9 changes: 1000\n\
              hint: workspace_export copies a file or a directory to the host as it is\n"
         );
