@@ -198,7 +198,9 @@ fn found(guest: &Guest, path: &str, directory: &str, search: &mut Search) -> Res
         .collect();
     files.sort();
     let total = files.iter().fold(0, |total: u64, (_, size)| total.saturating_add(*size));
-    if !more && total > SPARED && search.ignore_files(&files).len() <= FEW {
+    // A name that is not UTF-8 is listed with replacement characters, and there is no file of that name to be read.
+    let by_name = !more && files.iter().all(|(path, _)| !path.contains(char::REPLACEMENT_CHARACTER));
+    if by_name && total > SPARED && search.ignore_files(&files).len() <= FEW {
         let mut read = |path: &str, size| match guest.read(&format!("{base}{path}"), 0, size) {
             Ok((content, _)) => Ok(content),
             // It went while others were read.
