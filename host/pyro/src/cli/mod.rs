@@ -24,8 +24,9 @@ use self::tool::{Sketch, ToolCommands};
 use crate::failure::Failure;
 use crate::printer::{Printer, Verbosity};
 
-/// What is logged when `PYRO_LOG` says nothing. rmcp warns about every refused request; its client is told anyway.
-const DEFAULT_LOG: &str = "warn,rmcp=error";
+/// What is logged when `PYRO_LOG` says nothing. rmcp warns about every refused request, whose client is told anyway, and has
+/// an error for every answer that nobody takes any more.
+const DEFAULT_LOG: &str = "warn,rmcp=off";
 const VERBOSE_LOG: &str = "info,rmcp=warn";
 
 /// Runs an AI agent's commands in microVMs.
