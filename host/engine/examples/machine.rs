@@ -8,7 +8,7 @@
 //! `--first` and `--last` are lines for the guest's shell that run before and after what is measured.
 //! `--pause` is how long it waits between one command and the next.
 //!
-//! It works in a directory under `/tmp`, or in `--home`. With `PYRO_TRACE` set it prints every command's times, with
+//! It works in a temporary directory, or in `--home`. With `PYRO_TRACE` set it prints every command's times, with
 //! `PYRO_VERBOSE` the guest's kernel says everything on the console.
 //!
 //! Started as `vmm --run-dir DIR` it is a VM process, which is also how the tests of this crate get one.
@@ -52,7 +52,10 @@ fn main() -> ExitCode {
 }
 
 async fn measure(arguments: &[String]) -> Result<(), EngineError> {
-    let mut home = std::env::temp_dir().join(format!("pyro-example-{}", std::process::id()));
+    // Removed at the end.
+    let own = tempfile::Builder::new().prefix("pyro-example-").tempdir();
+    let own = own.map_err(|e| EngineError::io("make a directory", &e))?;
+    let mut home = own.path().to_owned();
     let mut pause = Duration::ZERO;
     let (mut first, mut last) = (None, None);
     let (mut boots, mut execs, mut files, mut argv) = (1, 0, Vec::new(), vec!["true".to_owned()]);
