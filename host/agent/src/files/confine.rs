@@ -52,8 +52,8 @@ impl Confined {
     /// Opens `root` and checks that `path` is it or below it.
     ///
     /// # Errors
-    /// `denied` when it is not or the root is reached through a symlink, `not_found` when there is no root, `invalid_argument` when they are not absolute paths
-    /// without `..`.
+    /// `denied` when it is not or the root is reached through a symlink, `not_found` when there is no root,
+    /// `invalid_argument` when they are not absolute paths without `..`.
     pub fn new(root: &str, path: &str) -> Result<Self, Fail> {
         let root_names = names("root", root)?;
         let all = names("path", path)?;

@@ -73,7 +73,8 @@ pub struct WholeScope {}
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExecScope {
     /// Patterns of command lines, one word per argument. `*` in a word stands for any run of characters, a last word
-    /// `*` for any further arguments, also none; `*` alone is any command. A shell line counts as the arguments `sh`, `-lc`, LINE.
+    /// `*` for any further arguments, also none; `*` alone is any command. A shell line counts as the arguments `sh`,
+    /// `-lc`, LINE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
     /// Environment variables that may be set. With `argv` and without this, none: a variable such as `LD_PRELOAD`

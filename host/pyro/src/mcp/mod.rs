@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 use handler::Handler;
 use transport::LineTransport;
 
-/// How long after the client's going away, or being told to stop, answers are still delivered. rmcp itself would wait 5 s for a request that ends
-/// in the moment between its own steps.
+/// How long after the client's going away, or being told to stop, answers are still delivered. rmcp itself would wait 5 s
+/// for a request that ends in the moment between its own steps.
 const LAST_ANSWERS: Duration = Duration::from_millis(1500);
 
 /// Why a server could not serve, or stopped doing so.

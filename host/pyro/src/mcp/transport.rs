@@ -27,18 +27,18 @@ use rmcp::transport::Transport;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::LAST_ANSWERS;
 use super::recover::{self, IdScanner};
 use super::stdio::{Input, Output};
 
 /// Longest line that is read. A longer one is skipped, not buffered.
 pub(crate) const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 /// Above this many unsent bytes nothing more is read: a client that does not read its answers gets no more work done.
-pub(crate) const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
+const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
 /// The same for requests that have no answer yet. Each of them may hold a large one.
 const MAX_UNANSWERED: usize = 1024;
-/// How often a client that is not read from is looked at, and how long one that has closed its end may take nothing.
+/// How often a client that is not read from is looked at.
 const STALLED_LOOK: Duration = Duration::from_millis(250);
-const STALLED_LIMIT: Duration = Duration::from_millis(1500);
 /// Bytes asked for at a time.
 const READ_BYTES: usize = 64 * 1024;
 /// A buffer that grew beyond this for one message is given back.
@@ -93,7 +93,7 @@ impl LineTransport {
                 _ => Instant::now(),
             };
             self.stalled = Some((behind, since));
-            if self.input.is_hung_up() && since.elapsed() > STALLED_LIMIT {
+            if self.input.is_hung_up() && since.elapsed() > LAST_ANSWERS {
                 return false;
             }
             let _ = tokio::time::timeout(STALLED_LOOK, changed).await;

@@ -132,11 +132,18 @@ impl files::Host for CallState {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
+        let machine = reached.machine.id();
         for change in &mut set {
-            change.replaces = self.seen.replaced(reached.machine.id(), &change.path);
+            change.replaces = self.seen.expected(machine, &change.path);
         }
-        let _pause = self.clock.pause();
-        Ok(reached.ask(ARCHIVE_LIMIT, reached.machine.file_apply(&root, set)).await)
+        let paths: Vec<String> = set.iter().map(|change| change.path.clone()).collect();
+        let pause = self.clock.pause();
+        let applied = reached.ask(ARCHIVE_LIMIT, reached.machine.file_apply(&root, set)).await;
+        drop(pause);
+        if applied.as_ref().map_or_else(|problem| problem.code == "outcome_unknown", |()| true) {
+            paths.iter().for_each(|path| self.seen.forget(machine, path));
+        }
+        Ok(applied)
     }
 
     async fn archive(

@@ -34,10 +34,16 @@ impl SeenFiles {
         }
     }
 
-    /// Returns what the file must still have when it is replaced, and forgets it: it will be another.
-    pub(super) fn replaced(&mut self, machine: &str, path: &str) -> Option<ContentSum> {
-        let seen = self.0.remove(&(machine.to_owned(), path.to_owned()))?;
+    /// Returns what the file must still have when it is replaced.
+    pub(super) fn expected(&self, machine: &str, path: &str) -> Option<ContentSum> {
+        let seen = self.0.get(&(machine.to_owned(), path.to_owned()))?;
         seen.whole.then_some(seen.sum)
+    }
+
+    /// Forgets a file that was replaced, or may have been. One that was not is still known: a write that is sent again
+    /// without reading anew meets the same conflict.
+    pub(super) fn forget(&mut self, machine: &str, path: &str) {
+        self.0.remove(&(machine.to_owned(), path.to_owned()));
     }
 }
 
@@ -58,14 +64,16 @@ mod tests {
         seen.read("m", "/b", 0, b"on", 5);
         seen.read("m", "/b", 2, b"e", 5);
         seen.read("m", "/c", 1, b"x", 2);
-        assert_eq!(seen.replaced("other", "/a"), None);
-        assert_eq!(seen.replaced("m", "/a"), Some(sum(b"one")));
-        assert_eq!(seen.replaced("m", "/a"), None);
-        assert_eq!((seen.replaced("m", "/b"), seen.replaced("m", "/c")), (None, None), "a part says nothing");
+        assert_eq!(seen.expected("other", "/a"), None);
+        assert_eq!(seen.expected("m", "/a"), Some(sum(b"one")));
+        assert_eq!(seen.expected("m", "/a"), Some(sum(b"one")), "until it is replaced");
+        seen.forget("m", "/a");
+        assert_eq!(seen.expected("m", "/a"), None);
+        assert_eq!((seen.expected("m", "/b"), seen.expected("m", "/c")), (None, None), "a part says nothing");
         seen.read("m", "/b", 0, b"on", 3);
         seen.read("m", "/b", 2, b"e", 3);
-        assert_eq!(seen.replaced("m", "/b"), Some(sum(b"one")));
+        assert_eq!(seen.expected("m", "/b"), Some(sum(b"one")));
         seen.read("m", "/b", 0, b"", 0);
-        assert_eq!(seen.replaced("m", "/b"), Some(ContentSum::default()));
+        assert_eq!(seen.expected("m", "/b"), Some(ContentSum::default()));
     }
 }
