@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::lab::{self, LabOptions};
+use crate::lab::{self, LabEnd, LabOptions};
 use crate::shell::{self, Cmd};
 use crate::{WHOLE_WORKSPACE, build, setup, test};
 
@@ -105,8 +105,10 @@ fn engines(root: &Path, files: &[PathBuf; 3], rounds: u32) -> Result<()> {
     let mut options = LabOptions::new(&shell::target_dir(root), ["sh", "-c", &script].map(str::to_owned).into());
     options.timeout = Duration::from_secs(240 + 90 * u64::from(rounds));
     match lab::run_with(&options, std::io::stdout())? {
-        0 => Ok(()),
-        code => bail!("the benchmark ended with exit code {code}"),
+        LabEnd::Exited(0) => Ok(()),
+        LabEnd::Exited(code) => bail!("the benchmark ended with exit code {code}"),
+        LabEnd::TimedOut => bail!("the benchmark took more than {} s", options.timeout.as_secs()),
+        LabEnd::StoodStill => bail!("the lab stood still\nhint: run the benchmark again"),
     }
 }
 

@@ -15,6 +15,9 @@
 //! The command's output is streamed, and its exit code becomes the lab's. The kernel log is
 //! kept in `lab/console.log` of the cache directory. A lab that cannot start is an error.
 //!
+//! The lab's init sends a line every few seconds. When none comes for a minute, the software CPU has lost its own timers and
+//! nothing in the lab goes on, whatever runs there; that end has a name of its own ([`LabEnd::StoodStill`]).
+//!
 //! The kernel comes from Debian's own package (`apt-get download`, unpacked once). The
 //! initramfs is written here: busybox, the modules, and a script.
 
@@ -23,6 +26,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,7 +39,7 @@ pub struct LabOptions {
     pub mem_mib: u32,
     /// Number of (software) CPUs.
     pub cpus: u32,
-    /// The machine is killed after this long; the exit code is then 124.
+    /// The machine is killed after this long.
     pub timeout: Duration,
     /// Directory for the kernel, the initramfs and the logs.
     pub cache: PathBuf,
@@ -61,6 +65,17 @@ impl LabOptions {
             variables: Vec::new(),
         }
     }
+}
+
+/// How a lab ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabEnd {
+    /// The command did, with this exit code.
+    Exited(i32),
+    /// The time was over while the lab was alive.
+    TimedOut,
+    /// The software CPU did not even serve its own timers any more: what ran there is not to blame.
+    StoodStill,
 }
 
 /// Modules in the order in which the lab loads them.
@@ -96,15 +111,18 @@ const MODULES: &[&str] = &[
 /// loses there is not known.
 const CPU: &str = "max,+svm,+npt,-vgif,-v-vmsave-vmload,-erms,-fsrm";
 
-/// Exit code when the lab was stopped by its timeout, as `timeout(1)` has it.
-const EXIT_TIMED_OUT: i32 = 124;
+/// A lab that sends no line for this long stands still. A busy one is late by a second or two.
+const STILL: Duration = Duration::from_secs(60);
+
+/// Exit code when the lab was stopped, as `timeout(1)` has it.
+const EXIT_STOPPED: i32 = 124;
 
 /// Parses `[--mem MIB] [--cpus N] [--timeout SECONDS] [--results DIR] [--] COMMAND...` and runs
 /// the lab.
 ///
 /// The command finds the build's programs, and the environments in `home` unless the caller names another.
 ///
-/// Returns the command's exit code.
+/// Returns the command's exit code, or 124 when the lab was stopped.
 pub fn run(target: &Path, home: &Path, args: &[String]) -> Result<i32> {
     let mut options = LabOptions::new(target, Vec::new());
     let path = std::env::var("PATH").unwrap_or_default();
@@ -134,11 +152,15 @@ pub fn run(target: &Path, home: &Path, args: &[String]) -> Result<i32> {
             }
         }
     }
-    run_with(&options, std::io::stdout())
+    Ok(match run_with(&options, std::io::stdout())? {
+        LabEnd::Exited(code) => code,
+        LabEnd::TimedOut | LabEnd::StoodStill => EXIT_STOPPED,
+    })
 }
 
-/// Boots the lab, runs the command with its standard output going to `stdout`, and returns its exit code.
-pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Result<i32> {
+/// Boots the lab and runs the command with its standard output going to `stdout`. Why a lab was stopped is told on standard
+/// error too.
+pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Result<LabEnd> {
     ensure!(!options.command.is_empty(), "the lab needs a command: cargo xtask lab -- COMMAND");
     let qemu = find_program("qemu-system-x86_64", &["/usr/bin/qemu-system-x86_64"], "qemu-system-x86")?;
     let virtiofsd =
@@ -160,8 +182,13 @@ pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Re
     // unplugged, and the guest's writes to it block for ever.
     let out_socket = sockets.path().join("stdout.sock");
     let err_socket = sockets.path().join("stderr.sock");
-    let out = stream_from(&out_socket, stdout)?;
-    let err = stream_from(&err_socket, std::io::stderr())?;
+    let beat_socket = sockets.path().join("beat.sock");
+    let heard = Arc::new(Mutex::new(Instant::now()));
+    let copiers = [
+        (stream_from(&out_socket, stdout)?, &out_socket),
+        (stream_from(&err_socket, std::io::stderr())?, &err_socket),
+        (stream_from(&beat_socket, Beat(Arc::clone(&heard)))?, &beat_socket),
+    ];
 
     let mut helpers = Helpers(Vec::new());
     for (name, source) in [("root", Path::new("/")), ("results", results.as_path())] {
@@ -208,6 +235,8 @@ pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Re
         .args(["-device", "virtserialport,chardev=out,name=out"])
         .args(["-chardev", &format!("socket,id=err,path={}", err_socket.display())])
         .args(["-device", "virtserialport,chardev=err,name=err"])
+        .args(["-chardev", &format!("socket,id=beat,path={}", beat_socket.display())])
+        .args(["-device", "virtserialport,chardev=beat,name=beat"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
@@ -215,32 +244,37 @@ pub fn run_with(options: &LabOptions, stdout: impl Write + Send + 'static) -> Re
     helpers.0.push(child);
 
     let deadline = Instant::now() + options.timeout;
-    let timed_out = loop {
+    let stopped = loop {
         let machine = helpers.0.last_mut().context("the lab machine is missing")?;
         if machine.try_wait()?.is_some() {
-            break false;
+            break None;
+        }
+        if heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= STILL {
+            break Some(LabEnd::StoodStill);
         }
         if Instant::now() >= deadline {
-            break true;
+            break Some(LabEnd::TimedOut);
         }
         std::thread::sleep(Duration::from_millis(20));
     };
     drop(helpers);
-    for (copier, socket) in [(out, &out_socket), (err, &err_socket)] {
+    for (copier, socket) in copiers {
         // A machine that never came up has not connected: end the wait for it.
         let _ = UnixStream::connect(socket);
         let _ = copier.join();
     }
 
     if let Ok(text) = fs::read_to_string(&exit_file) {
-        return text.trim().parse().with_context(|| format!("bad exit code `{}`", text.trim()));
+        let code = text.trim().parse().with_context(|| format!("bad exit code `{}`", text.trim()))?;
+        return Ok(LabEnd::Exited(code));
     }
-    if timed_out {
-        let seconds = options.timeout.as_secs();
-        let tail = tail(&console, 5);
-        let mut err = std::io::stderr().lock();
-        writeln!(err, "the lab was stopped after {seconds} s; last kernel lines:\n{tail}")?;
-        return Ok(EXIT_TIMED_OUT);
+    if let Some(end) = stopped {
+        let why = match end {
+            LabEnd::StoodStill => format!("the lab stood still for {} s: its software CPU is stuck", STILL.as_secs()),
+            _ => format!("the lab was stopped after {} s", options.timeout.as_secs()),
+        };
+        writeln!(std::io::stderr().lock(), "{why}; last kernel lines:\n{}", tail(&console, 5))?;
+        return Ok(end);
     }
     bail!(
         "the lab machine ended without running the command; last kernel lines ({}):\n{}",
@@ -258,6 +292,20 @@ impl Drop for Helpers {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// Keeps when the lab was last heard of.
+struct Beat(Arc<Mutex<Instant>>);
+
+impl Write for Beat {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -381,13 +429,17 @@ for d in proc sys dev; do /bin/busybox mount --move /$d $new/$d; done
 /bin/busybox mount --move /results $new/run/pyro-lab-results
 /bin/busybox mount -t cgroup2 cgroup2 $new/sys/fs/cgroup
 /bin/busybox ip link set lo up
-out=/dev/null; err=/dev/null
+out=/dev/null; err=/dev/null; beat=/dev/null
 for p in $new/sys/class/virtio-ports/*; do
   case $(/bin/busybox cat $p/name) in
     out) out=$new/dev/${p##*/};;
     err) err=$new/dev/${p##*/};;
+    beat) beat=$new/dev/${p##*/};;
   esac
 done
+# A shell opens /dev/null for what it leaves in the background.
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+(while :; do echo; /bin/busybox sleep 3; done) > $beat 2> /dev/null &
 /bin/busybox chroot $new /bin/sh /run/pyro-lab-results/.command > $out 2> $err < $new/dev/null
 echo $? > $new/run/pyro-lab-results/.exit-code
 /bin/busybox sync

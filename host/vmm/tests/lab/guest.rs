@@ -17,23 +17,53 @@ use crate::agent::{self, Done};
 /// Time for a boot: in a software CPU on a busy host it takes tens of seconds.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// Time for a whole test: the longest takes a minute on an idle host.
+const TEST_LIMIT: Duration = Duration::from_secs(300);
+
 /// The files of an installed environment.
 pub struct Files {
     kernel: PathBuf,
     initramfs: PathBuf,
     /// The root file system, never written.
     pub rootfs: PathBuf,
+    _limit: Limit,
 }
 
 impl Files {
-    /// Returns the files that the environment names.
+    /// Returns the files that the environment names, for one test.
     pub fn from_env() -> Option<Files> {
         let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
         Some(Files {
             kernel: path("PYRO_TEST_KERNEL")?,
             initramfs: path("PYRO_TEST_INITRAMFS")?,
             rootfs: path("PYRO_TEST_ROOTFS")?,
+            _limit: Limit::new(TEST_LIMIT),
         })
+    }
+}
+
+/// Ends this process if the test that holds it takes too long, after telling what each thread waits for: a test that
+/// hangs would say nothing.
+struct Limit(#[expect(dead_code, reason = "its end is the message")] mpsc::Sender<()>);
+
+impl Limit {
+    fn new(limit: Duration) -> Limit {
+        let (held, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout) {
+                return;
+            }
+            let mut text = format!("no end after {} s\n", limit.as_secs());
+            for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+                for file in ["comm", "syscall", "stack"] {
+                    text += &std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+                }
+            }
+            // Past the capture of the test runner, which ends with the process.
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            std::process::abort();
+        });
+        Limit(held)
     }
 }
 
