@@ -36,7 +36,7 @@ fn main() -> Result<()> {
             "--rounds" => rounds = number()?,
             "--pause" => pause = number()? as u64,
             "--mib" => mib = number()?,
-            path => program = path.into(),
+            path => program = std::path::absolute(path)?,
         }
     }
     let home = std::env::var_os("PYRO_HOME").map(PathBuf::from).context("PYRO_HOME names no directory")?;

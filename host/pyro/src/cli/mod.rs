@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pyro::{EngineChoice, Pyro, PyroConfig};
 use tracing_subscriber::EnvFilter;
@@ -145,6 +145,11 @@ pub fn main() -> ExitCode {
         (Err(error), Some(Err(failure))) if sketch.names_a_profile() && depends_on_tools(&error) => {
             Printer::new(Verbosity::Normal).failure(failure, false);
             return ExitCode::from(failure.exit_code);
+        }
+        (Err(mut error), None) if sketch.names_a_profile() && error.kind() == ErrorKind::UnknownArgument => {
+            let tip = "of pyro's own commands `mcp serve` and `mcp config` take `--profile`, behind their names".into();
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+            error.exit();
         }
         (Err(error), _) => error.exit(),
     };
