@@ -9,8 +9,9 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 /// The most seed bytes used at once.
 pub const MAX_SEED_BYTES: usize = 512;
-/// A clock that is off by less is left alone: stepping it disturbs programs more than it helps.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
+/// A clock that is off by less is left alone. A real-time clock tells whole seconds, and nothing runs yet that a step at the
+/// first greeting could disturb.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(10);
 
 /// What is known since the boot.
 #[derive(Debug, Clone, Default)]

@@ -131,7 +131,7 @@ impl Checker {
                 })
             }
             _ => {
-                error = error.with_detail("value", shown(violation.instance()));
+                error = error.with_detail("value", self.shown(violation, &path));
                 match self.description_at(&path) {
                     Some(text) => error.with_hint(format!("`{}`: {text}", property_name(&path, Subject::Arguments))),
                     None => error,
@@ -140,11 +140,22 @@ impl Checker {
         }
     }
 
+    /// The value that is wrong; no text where a secret may stand, also when it stands in the wrong place there.
+    fn shown(&self, violation: &ValidationError<'_>, path: &str) -> String {
+        let property = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let schema = self.schema.pointer(&format!("/properties/{property}")).map(Value::to_string).unwrap_or_default();
+        let refers = || schema.contains("\"$ref\"") && self.schema.get("$defs").is_some_and(|defs| writes_only(defs));
+        match &**violation.instance() {
+            Value::String(_) if schema.contains(WRITE_ONLY) || refers() => "a text".to_owned(),
+            value => shown(value),
+        }
+    }
+
     /// One violation as a sentence: which value, what is expected, what it is.
     fn describe(&self, violation: &ValidationError<'_>, subject: Subject) -> String {
         let path = pointer(&violation.instance_path().to_string());
         let name = property_name(&path, subject);
-        let value = shown(violation.instance());
+        let value = self.shown(violation, &path);
         let must = |expected: String| format!("`{name}` must {expected}, not {value}");
         let limits = |low: &str, high: &str| {
             let keyword = violation.schema_path().to_string();
@@ -344,6 +355,13 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// How a schema marks a secret.
+const WRITE_ONLY: &str = "\"writeOnly\":true";
+
+fn writes_only(schema: &Value) -> bool {
+    schema.to_string().contains(WRITE_ONLY)
+}
+
 fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
@@ -364,11 +382,27 @@ mod tests {
                 "vcpu_count": { "type": "integer", "minimum": 1, "maximum": 8 },
                 "mode": { "type": "string", "enum": ["fast", "slow"] },
                 "labels": { "type": "array", "items": { "type": "object", "properties": { "key": { "type": "string" } } } },
+                "secrets": { "type": "array", "items": { "$ref": "#/$defs/secret" } },
             },
             "required": ["environment"],
             "additionalProperties": false,
+            "$defs": { "secret": {
+                "type": "object",
+                "properties": { "value": { "type": "string", "maxLength": 4, "writeOnly": true } },
+            } },
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for secrets in [json!(["hunter2"]), json!("hunter2"), json!([{ "value": "hunter2" }])] {
+            let arguments = json!({ "environment": "debian:12", "secrets": secrets });
+            let Value::Object(arguments) = arguments else { unreachable!() };
+            let error = checker().check_arguments("vm_run", &arguments, |_| None).unwrap_err();
+            assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+            assert!(error.message.contains("secrets"), "{error:?}");
+        }
     }
 
     fn error(arguments: Value) -> (String, Option<String>) {
@@ -410,7 +444,10 @@ mod tests {
         );
         assert_eq!(with("hidden").1.unwrap(), "this profile does not offer `hidden`");
         assert!(with("allow_host_compat").1.unwrap().contains("never runs commands on the host"));
-        assert_eq!(with("zzz").1.unwrap(), "its arguments: `environment`, `vcpu_count`, `mode` and `labels`");
+        assert_eq!(
+            with("zzz").1.unwrap(),
+            "its arguments: `environment`, `vcpu_count`, `mode`, `labels` and `secrets`"
+        );
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Engine {
         // Held until the VM process holds it too.
         let installed = prepare(&self.inner.environments, &spec.environment, progress).await?;
         let prepared = begun.elapsed();
-        progress.report("booting", 100.0, Some(100.0));
+        progress.report("booting", 0.0, None);
         self.start(BootFiles::from(&installed), spec, prepared, None).await
     }
 

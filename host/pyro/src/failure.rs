@@ -8,6 +8,8 @@ use serde::Serialize;
 
 /// pyro itself could not do it.
 pub const EXIT_FAILURE: u8 = 1;
+/// The command line is wrong, as clap has it.
+pub const EXIT_USAGE: u8 = 2;
 /// `pyro run`: the command ran out of time.
 pub const EXIT_TIMEOUT: u8 = 124;
 /// `pyro run`: pyro itself failed, so that the code is not the command's.

@@ -55,7 +55,7 @@ impl Printer {
     pub fn new(verbosity: Verbosity) -> Printer {
         Printer {
             verbosity,
-            terminal: io::stderr().is_terminal(),
+            terminal: io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
             status: Mutex::default(),
             exit_code: AtomicU8::new(EXIT_FAILURE),
         }

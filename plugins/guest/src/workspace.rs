@@ -25,7 +25,7 @@ impl Guest {
         let machine = workspace.machine().map_err(|error| match error.code.as_str() {
             "invalid_state" => {
                 ToolError::new("invalid_state", format!("workspace {id} must be in 'started' state before {tool}"))
-                    .with_hint("start it with workspace_start")
+                    .with_hint(format!("start it with workspace_start, or on the host: pyro workspace start {id}"))
             }
             _ => error.into(),
         })?;

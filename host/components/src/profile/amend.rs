@@ -10,8 +10,9 @@ use crate::cli::AddedFlags;
 use crate::component::{AmendmentSpec, Listing, lint_amended, lint_amendments};
 use crate::diagnostic::Diagnostic;
 
-/// Adds each interceptor's properties to the tools that are there, in the order of the profile. A tool that the profile
-/// does not have is not an error: an interceptor serves more profiles than one.
+/// Adds each interceptor's properties to the tools that are there, in the order of the profile, those last that may answer
+/// in the tool's place: what they start takes with it what the others have bound by then, as secrets. A tool that the
+/// profile does not have is not an error: an interceptor serves more profiles than one.
 pub(super) fn amend(
     profile: &ResolvedProfile,
     lists: &[Listing],
@@ -19,6 +20,7 @@ pub(super) fn amend(
     findings: &mut Vec<Diagnostic>,
 ) {
     let mut touched: Vec<String> = Vec::new();
+    let mut all: Vec<(usize, &ResolvedComponent, AmendmentSpec)> = Vec::new();
     for (index, (component, list)) in profile.components.iter().zip(lists).enumerate() {
         let mut report = |code, message: String, hint: &str| {
             let message = format!("[components.{}]: {message}", component.name);
@@ -32,11 +34,21 @@ pub(super) fn amend(
                 report("invalid_tool", finding.message, finding.hint);
             }
         }
-        for amendment in amendments {
-            let Some(tool) = tools.iter_mut().find(|tool| tool.def.name == amendment.tool) else { continue };
-            match add(profile, component, index, tool, amendment) {
-                Ok(()) => touched.push(tool.def.name.clone()),
-                Err((message, hint)) => report("tool_collision", message, hint),
+        all.extend(amendments.into_iter().map(|amendment| (index, component, amendment)));
+    }
+    all.sort_by_key(|(_, _, amendment)| amendment.optional_results().is_some_and(|results| !results.is_empty()));
+    for (index, component, amendment) in all {
+        let Some(tool) = tools.iter_mut().find(|tool| tool.def.name == amendment.tool) else { continue };
+        match add(profile, component, index, tool, amendment) {
+            Ok(()) => touched.push(tool.def.name.clone()),
+            Err((message, hint)) => {
+                let message = format!("[components.{}]: {message}", component.name);
+                findings.push(profile.locator.finding(
+                    "tool_collision",
+                    component.line,
+                    message,
+                    Some(hint.to_owned()),
+                ));
             }
         }
     }

@@ -74,7 +74,7 @@ pub struct WholeScope {}
 pub struct ExecScope {
     /// Patterns of command lines, one word per argument. `*` in a word stands for any run of characters, a last word
     /// `*` for any further arguments, also none; `*` alone is any command. A shell line counts as the arguments `sh`,
-    /// `-lc`, LINE.
+    /// `-lc`, LINE, and one of plain words only as these words too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
     /// Environment variables that may be set. With `argv` and without this, none: a variable such as `LD_PRELOAD`
@@ -169,20 +169,33 @@ impl MachinesScope {
 }
 
 impl FilesScope {
-    /// Returns why `root`, the directory that confines a request, may not be used, when it may not.
-    pub(crate) fn refusal(&self, root: &str) -> Option<String> {
-        let roots = self.roots.as_ref()?;
-        // Without `.` and `..` a prefix of whole names is a directory above.
-        let plain = root.starts_with('/') && !root.split('/').any(|name| name == "." || name == "..");
-        let inside = |allowed: &String| {
-            let mut below = root.split('/').filter(|name| !name.is_empty());
-            allowed.split('/').filter(|name| !name.is_empty()).all(|name| below.next() == Some(name))
-        };
-        if plain && roots.iter().any(inside) {
-            return None;
+    /// Returns the directory that is to confine a request for `paths`, which asks to be confined to `root`: that, when
+    /// it is granted, or the granted directory below it that all of the paths are in.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn confine<'a>(&'a self, root: &'a str, paths: &[&str]) -> Result<&'a str, String> {
+        let Some(roots) = &self.roots else { return Ok(root) };
+        if roots.iter().any(|allowed| is_below(root, allowed)) {
+            return Ok(root);
         }
-        Some(format!("directory `{root}` is outside the grant `files` ({})", roots.join(", ")))
+        let holds_all = |allowed: &&String| {
+            is_below(allowed, root) && !paths.is_empty() && paths.iter().all(|path| is_below(path, allowed))
+        };
+        roots.iter().find(holds_all).map(String::as_str).ok_or_else(|| {
+            let outside = paths.iter().find(|path| !roots.iter().any(|allowed| is_below(path, allowed)));
+            let what = outside.map_or_else(|| format!("directory `{root}`"), |path| format!("`{path}`"));
+            format!("{what} is outside the grant `files` ({})", roots.join(", "))
+        })
     }
+}
+
+/// Returns whether a path is that directory or below it, by their names.
+fn is_below(path: &str, directory: &str) -> bool {
+    // Without `.` and `..` a prefix of whole names is a directory above.
+    let plain = path.starts_with('/') && !path.split('/').any(|name| name == "." || name == "..");
+    let mut below = path.split('/').filter(|name| !name.is_empty());
+    plain && directory.split('/').filter(|name| !name.is_empty()).all(|name| below.next() == Some(name))
 }
 
 impl SecretsScope {
@@ -199,8 +212,14 @@ impl SecretsScope {
 impl ExecScope {
     /// Returns why a command may not be run, when it may not.
     pub(crate) fn refusal(&self, argv: &[&str], env: &[(String, String)], timeout_ms: u64) -> Option<String> {
+        let words = match argv {
+            ["sh", "-lc", line] => plain_words(line),
+            _ => None,
+        };
         if let Some(patterns) = &self.argv
-            && !patterns.iter().any(|pattern| argv_matches(pattern, argv))
+            && !patterns.iter().any(|pattern| {
+                argv_matches(pattern, argv) || words.as_deref().is_some_and(|words| argv_matches(pattern, words))
+            })
         {
             let shown: String = argv.join(" ").chars().take(200).collect();
             return Some(format!("command `{shown}` is outside the grant `exec` ({})", patterns.join(", ")));
@@ -220,6 +239,16 @@ impl ExecScope {
         }
         None
     }
+}
+
+/// Returns the words of a shell line in which no character means anything to a shell, so that it runs just the program
+/// of that name with these arguments.
+fn plain_words(line: &str) -> Option<Vec<&str>> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b" -_./:@%+,=".contains(&byte);
+    let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+    // With `=` the first would be an assignment, and what comes next the program.
+    let is_program = words.first().is_some_and(|first| !first.contains('='));
+    (is_program && line.bytes().all(plain)).then_some(words)
 }
 
 fn argv_matches(pattern: &str, argv: &[&str]) -> bool {
@@ -297,10 +326,33 @@ mod tests {
             ("/srv", false),
             ("/srv/a/./b", false),
         ] {
-            assert_eq!(scope.refusal(root).is_none(), allowed, "{root}");
+            assert_eq!(scope.confine(root, &[]).is_ok(), allowed, "{root}");
         }
-        assert!(FilesScope::default().refusal("/").is_none());
-        assert!(FilesScope { roots: Some(Vec::new()) }.refusal("/workspace").is_some());
+        assert_eq!(FilesScope::default().confine("/", &["/etc"]), Ok("/"));
+        assert!(FilesScope { roots: Some(Vec::new()) }.confine("/workspace", &["/workspace/a"]).is_err());
+    }
+
+    #[test]
+    fn a_wider_root_is_narrowed_to_the_one_that_is_granted() {
+        let scope = FilesScope { roots: Some(vec!["/workspace/src".to_owned(), "/workspace/doc/".to_owned()]) };
+        for (paths, root) in [
+            (&["/workspace/src"] as &[&str], Some("/workspace/src")),
+            (&["/workspace/src/a", "/workspace/src/b/c"], Some("/workspace/src")),
+            (&["/workspace/doc/a"], Some("/workspace/doc/")),
+            // One set of changes is confined to one directory.
+            (&["/workspace/src/a", "/workspace/doc/a"], None),
+            (&["/workspace/src/../other"], None),
+            (&["/workspace/srcs/a"], None),
+            (&["/workspace"], None),
+            (&["src/a"], None),
+            (&[], None),
+        ] {
+            assert_eq!(scope.confine("/workspace", paths).ok(), root, "{paths:?}");
+        }
+        // Not wider than what was asked for.
+        assert!(scope.confine("/workspace/lib", &["/workspace/src/a"]).is_err());
+        let refused = scope.confine("/workspace", &["/workspace/src/a", "/workspace/x"]).unwrap_err();
+        assert_eq!(refused, "`/workspace/x` is outside the grant `files` (/workspace/src, /workspace/doc/)");
     }
 
     #[test]
@@ -350,10 +402,31 @@ mod tests {
         assert!(allowed(&["git", "status"]));
         assert!(!allowed(&["git", "status", "-s"]));
         assert!(!allowed(&["/tmp/rg"]));
-        assert!(!allowed(&["sh", "-lc", "rg x"]));
+        assert!(!allowed(&["sh", "-lc", "rg x; id"]));
         assert!(!allowed(&[]));
         // One argument with a space is not two words.
         assert!(!allowed(&["git status"]));
+        // A line of the shell, where it is nothing but words.
+        for (line, expected) in [
+            ("rg -n pattern src/main.rs", true),
+            ("  git   status ", true),
+            ("git status --short", false),
+            ("rg a; id", false),
+            ("rg a\nid", false),
+            ("rg $(id)", false),
+            ("rg a > b", false),
+            ("rg 'a b'", false),
+            ("rg *", false),
+            ("rg ~", false),
+            ("rg a#b", false),
+            ("A=b rg a", false),
+            ("r\\g a", false),
+            ("rg \u{e9}", false),
+            ("", false),
+        ] {
+            assert_eq!(allowed(&["sh", "-lc", line]), expected, "{line}");
+            assert!(!allowed(&["sh", "-c", line]) && !allowed(&["sh", "-lc", line, "x"]));
+        }
         let any = ExecScope { argv: Some(vec!["*".to_owned()]), ..ExecScope::default() };
         assert!(any.refusal(&["true"], &[], 1000).is_none());
         assert!(any.refusal(&["git", "status", "-s"], &[], 1000).is_none());

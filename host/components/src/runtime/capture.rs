@@ -39,6 +39,14 @@ impl Capture {
         self.tail.extend(rest);
     }
 
+    /// Replaces what is held, head and tail each by itself.
+    pub(crate) fn rewrite(&mut self, with: impl Fn(Vec<u8>) -> Vec<u8>) {
+        let missing = self.total - self.held() as u64;
+        self.head = with(std::mem::take(&mut self.head));
+        self.tail = with(Vec::from(std::mem::take(&mut self.tail))).into();
+        self.total = missing + self.held() as u64;
+    }
+
     /// Bytes held right now.
     pub(crate) fn held(&self) -> usize {
         self.head.len() + self.tail.len()

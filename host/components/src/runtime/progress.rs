@@ -40,6 +40,14 @@ impl CallProgress {
         self.observer.progress(done, total, message);
     }
 
+    /// What the host had to do before the next step is done: without this its last message would go on being shown.
+    pub(crate) fn done_with_steps(&self, next: &str) {
+        let stepped = !self.last.lock().unwrap_or_else(PoisonError::into_inner).message.is_empty();
+        if stepped {
+            self.step(next);
+        }
+    }
+
     /// A step of the host. It counts by one, whatever the component's own scale is, so that it always grows.
     fn step(&self, message: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,9 +90,11 @@ mod tests {
     fn progress_only_grows() {
         let heard = Arc::new(Heard::default());
         let progress = CallProgress::new(Arc::clone(&heard) as Arc<dyn CallObserver>);
+        progress.done_with_steps("running");
         progress.report("fetching", 1.0, Some(4.0));
         progress.report("fetching", 1.0, Some(4.0));
         progress.report("booting", 0.0, None);
+        progress.done_with_steps("running");
         for bad in [f64::NAN, -1.0, 0.5, f64::INFINITY] {
             progress.reported(bad, None, None);
         }
@@ -98,6 +108,7 @@ mod tests {
             [
                 (1.0, Some("fetching (25%)".to_owned())),
                 (2.0, Some("booting".to_owned())),
+                (3.0, Some("running".to_owned())),
                 (10.0, Some("half".to_owned())),
             ]
         );

@@ -53,7 +53,7 @@ impl Workspaces {
         check_all(&new.secrets)?;
         let installed = self.inner.engine.prepare(&new.spec.environment, progress).await?;
         if new.kind == RecordKind::Workspace {
-            progress.report("booting", 100.0, Some(100.0));
+            progress.report("booting", 0.0, None);
         }
         let this = self.clone();
         self.change(move |cancel| async move { this.create_now(new, &installed, &cancel).await }).await
@@ -169,7 +169,7 @@ impl Workspaces {
             return self.describe(record);
         }
         let installed = self.inner.engine.prepare(&record.environment, progress).await?;
-        progress.report("booting", 100.0, Some(100.0));
+        progress.report("booting", 0.0, None);
         let (this, id) = (self.clone(), id.to_owned());
         self.change(move |cancel| async move {
             let (_lock, mut record) = this.locked(&id, kind).await?;
@@ -251,7 +251,7 @@ impl Workspaces {
         // Said before anything is made.
         self.snapshot(id, snapshot)?;
         let installed = self.inner.engine.prepare(&environment, progress).await?;
-        progress.report("booting", 100.0, Some(100.0));
+        progress.report("booting", 0.0, None);
         let (this, id, name) = (self.clone(), id.to_owned(), snapshot.to_owned());
         self.change(move |cancel| async move {
             let (_lock, mut record) = this.locked(&id, kind).await?;

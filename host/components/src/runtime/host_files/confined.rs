@@ -85,7 +85,9 @@ impl<'r> Roots<'r> {
 
     fn outside(&self, wanted: &Path) -> EngineError {
         let shown = wanted.display();
-        let directory = wanted.parent().unwrap_or(wanted).display();
+        // No more than is needed, and never all of the host.
+        let above = wanted.parent().filter(|above| !wanted.is_dir() && above.parent().is_some());
+        let directory = above.unwrap_or(wanted).display();
         let message = match self.roots {
             [] => format!("host path `{shown}` is out of reach: the profile has no `[host] {}`", self.key),
             _ => format!("host path `{shown}` is outside the profile's `[host] {}`", self.key),

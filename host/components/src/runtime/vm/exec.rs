@@ -75,12 +75,21 @@ impl exec::Host for CallState {
         };
         let keep = usize::try_from(command.keep_bytes.min(MAX_KEEP_BYTES)).unwrap_or_default();
         let observer = Arc::clone(&self.observer);
+        self.progress.done_with_steps("running");
         let pause = self.clock.pause();
         let ran = run_command(&*observer, &reached.machine, &reached.redaction, request, input, keep);
         let ran = tokio::time::timeout(timeout + EXEC_GRACE, ran).await;
         drop(pause);
         match ran {
-            Ok(Ok((exit, stdout, stderr))) => Ok(Ok(self.output(exit, stdout, stderr)?)),
+            Ok(Ok((exit, mut stdout, mut stderr))) => {
+                // One that was set while the command ran may be in what it wrote.
+                let newer = self.newer_redaction(reached.workspace.as_deref(), &reached.redaction).await;
+                if let Some(newer) = newer {
+                    stdout.rewrite(|bytes| newer.bytes(bytes));
+                    stderr.rewrite(|bytes| newer.bytes(bytes));
+                }
+                Ok(Ok(self.output(exit, stdout, stderr)?))
+            }
             Ok(Err(failed)) => Ok(Err(reached.error(&failed))),
             Err(_) => Ok(Err(refusal(
                 ErrorCode::OutcomeUnknown,

@@ -18,26 +18,28 @@ const MAX_ENTRIES: u32 = 100_000;
 const MAX_CHANGES: usize = 10_000;
 
 impl CallState {
-    /// Checks a request and reaches its machine.
+    /// Checks a request and reaches its machine. The other result is the directory that confines the request: `root`, or
+    /// one below it when no more is granted.
     async fn reach_files(
         &mut self,
         machine: &Resource<MachineEntry>,
         root: &str,
         paths: &[&str],
-    ) -> wasmtime::Result<Result<Reached, types::Error>> {
-        let refused = match &self.grants.files {
-            Some(scope) => scope.refusal(root).map(denied),
-            None => Some(missing("files")),
+    ) -> wasmtime::Result<Result<(Reached, String), types::Error>> {
+        let confined = match &self.grants.files {
+            Some(scope) => scope.confine(root, paths).map(str::to_owned).map_err(denied),
+            None => Err(missing("files")),
         };
-        if let Some(refused) = refused {
-            return Ok(Err(refused));
-        }
-        for path in std::iter::once(&root).chain(paths) {
+        let root = match confined {
+            Ok(root) => root,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        for path in std::iter::once(&root.as_str()).chain(paths) {
             if let Err(problem) = sendable("path", path) {
                 return Ok(Err(problem));
             }
         }
-        self.reach(machine).await
+        Ok(self.reach(machine).await?.map(|reached| (reached, root)))
     }
 }
 
@@ -48,7 +50,7 @@ impl files::Host for CallState {
         root: String,
         path: String,
     ) -> wasmtime::Result<Result<files::Entry, types::Error>> {
-        let reached = match self.reach_files(&machine, &root, &[&path]).await? {
+        let (reached, root) = match self.reach_files(&machine, &root, &[&path]).await? {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -64,7 +66,7 @@ impl files::Host for CallState {
         recursive: bool,
         limit: u32,
     ) -> wasmtime::Result<Result<(Vec<files::Entry>, bool), types::Error>> {
-        let reached = match self.reach_files(&machine, &root, &[&path]).await? {
+        let (reached, root) = match self.reach_files(&machine, &root, &[&path]).await? {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -82,7 +84,7 @@ impl files::Host for CallState {
         offset: u64,
         length: u64,
     ) -> wasmtime::Result<Result<(Resource<Blob>, u64), types::Error>> {
-        let reached = match self.reach_files(&machine, &root, &[&path]).await? {
+        let (reached, root) = match self.reach_files(&machine, &root, &[&path]).await? {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -128,7 +130,8 @@ impl files::Host for CallState {
         if let Some(problem) = problem {
             return Ok(Err(problem));
         }
-        let reached = match self.reach_files(&machine, &root, &[]).await? {
+        let paths: Vec<&str> = set.iter().map(|change| change.path.as_str()).collect();
+        let (reached, root) = match self.reach_files(&machine, &root, &paths).await? {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -152,7 +155,7 @@ impl files::Host for CallState {
         root: String,
         path: String,
     ) -> wasmtime::Result<Result<Resource<Blob>, types::Error>> {
-        let reached = match self.reach_files(&machine, &root, &[&path]).await? {
+        let (reached, root) = match self.reach_files(&machine, &root, &[&path]).await? {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -178,7 +181,7 @@ impl files::Host for CallState {
         tar: Resource<Blob>,
     ) -> wasmtime::Result<Result<(u64, u64), types::Error>> {
         let tar = self.table.get(&tar)?.clone();
-        let reached = match self.reach_files(&machine, &root, &[&path]).await? {
+        let (reached, root) = match self.reach_files(&machine, &root, &[&path]).await? {
             Ok(reached) => reached,
             Err(problem) => return Ok(Err(problem)),
         };

@@ -1,10 +1,12 @@
 //! What must not be seen of a workspace: its secrets, taken out of everything that comes from it.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use pyro_engine::EngineError;
 use pyro_engine::secrets::{RedactedStream, Redactor};
+use zeroize::Zeroizing;
 
 use super::super::bindings::pyro::vm::types;
 use super::super::state::CallState;
@@ -15,12 +17,21 @@ pub(crate) struct Redactors(HashMap<String, Arc<Redaction>>);
 
 /// The redactor of one workspace.
 #[derive(Debug)]
-pub(super) struct Redaction(Redactor);
+pub(super) struct Redaction(Redactor, Key);
+
+/// Tells one set of values from another, without them.
+type Key = u64;
+
+fn key_of(values: &[Zeroizing<Vec<u8>>]) -> Key {
+    let mut hasher = DefaultHasher::new();
+    values.iter().for_each(|value| value.as_slice().hash(&mut hasher));
+    hasher.finish()
+}
 
 impl Redaction {
     /// Hides `values`.
     pub(super) fn of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Redaction {
-        Redaction(Redactor::new(values))
+        Redaction(Redactor::new(values), 0)
     }
 
     /// Starts a stream: a secret is found wherever the stream is cut.
@@ -69,9 +80,27 @@ impl CallState {
             return Ok(Arc::clone(known));
         }
         let values = self.hidden_values(id).await?;
-        let redaction = Arc::new(Redaction::of(values.iter().map(|value| value.as_slice())));
+        Ok(self.hide(id, &values))
+    }
+
+    /// Reads a workspace's secrets again, after something ran that may have seen ones that are new. Returns the
+    /// redaction when it is another than `used`.
+    pub(super) async fn newer_redaction(
+        &mut self,
+        workspace: Option<&str>,
+        used: &Redaction,
+    ) -> Option<Arc<Redaction>> {
+        let id = workspace?;
+        // A workspace that is gone meanwhile has none that are newer.
+        let values = self.hidden_values(id).await.ok()?;
+        (key_of(&values) != used.1).then(|| self.hide(id, &values))
+    }
+
+    fn hide(&mut self, id: &str, values: &[Zeroizing<Vec<u8>>]) -> Arc<Redaction> {
+        let redactor = Redactor::new(values.iter().map(|value| value.as_slice()));
+        let redaction = Arc::new(Redaction(redactor, key_of(values)));
         self.redactors.0.insert(id.to_owned(), Arc::clone(&redaction));
-        Ok(redaction)
+        redaction
     }
 
     /// Forgets the redaction of a workspace whose secrets change.

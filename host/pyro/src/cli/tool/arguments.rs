@@ -12,7 +12,7 @@ use pyro::{CliFlag, CliForm, FlagValue, RecordForm, ToolDef};
 use serde_json::{Map, Value};
 
 use super::{CONTENT_ONLY, ID_ONLY, JSON, PROFILE};
-use crate::failure::Failure;
+use crate::failure::{EXIT_USAGE, Failure};
 
 /// Most bytes of a file that becomes an argument; no tool takes more text.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -238,7 +238,9 @@ fn record_of(
         }
         None => {
             let form = format!("{}{}{}", record.left.to_uppercase(), record.separator, record.right.to_uppercase());
-            return Err(wrong(&flag.name, text, &form));
+            // What was typed may be the secret alone.
+            let secret = items.to_string().contains("\"writeOnly\":true");
+            return Err(wrong(&flag.name, if secret { "..." } else { text }, &form));
         }
     }
     Ok(Value::Object(object))
@@ -256,6 +258,8 @@ fn flags<'a>(tool: &'a ToolDef, form: &CliForm) -> Vec<FlagOf<'a>> {
         if form.positionals.contains(argument)
             || form.trailing.as_ref() == Some(argument)
             || form.omit.contains(argument)
+            // What can only be false needs no flag.
+            || schema.get("enum") == Some(&serde_json::json!([false]))
         {
             continue;
         }
@@ -422,6 +426,7 @@ fn wrong(name: &str, text: &str, expected: &str) -> Failure {
     let shown: String = text.chars().take(80).collect();
     Failure::new("invalid_argument", format!("`{name}` is `{shown}`, which is not {expected}"))
         .with_hint(format!("write it as {expected}"))
+        .with_exit_code(EXIT_USAGE)
 }
 
 fn read_file(path: &str) -> Result<String, Failure> {

@@ -52,7 +52,9 @@ pub async fn call(
             printer.note(what);
             return Ok(exit_code);
         }
-        outcome = toolbox.call(&tool.name, arguments, options) => outcome?,
+        outcome = toolbox.call(&tool.name, arguments, options) => {
+            outcome.map_err(|error| with_commands(error.into(), toolbox))?
+        }
         never = tick(printer) => never,
     };
     printer.end_progress();
@@ -70,6 +72,23 @@ pub async fn call(
         }
     }
     Ok(exit_code_of(&result, form.exit_code.as_deref(), outcome.is_error))
+}
+
+/// Puts the commands of tools in the place of their names in hints: what a person can type.
+fn with_commands(mut failure: Failure, toolbox: &Toolbox) -> Failure {
+    // One that has a command already is for a person.
+    for hint in failure.facts.iter_mut().filter_map(|fact| fact.hint.as_mut()).filter(|hint| !hint.contains("pyro ")) {
+        let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let words = hint.split_inclusive(|c: char| !in_name(c)).map(|piece| {
+            let name = piece.trim_end_matches(|c: char| !in_name(c));
+            match toolbox.tools().iter().find(|tool| tool.name == name && name.contains('_')) {
+                Some(tool) => format!("`pyro {}`{}", super::path_of(tool).join(" "), piece.split_at(name.len()).1),
+                None => piece.to_owned(),
+            }
+        });
+        *hint = words.collect();
+    }
+    failure
 }
 
 /// Hears of the call while it runs.

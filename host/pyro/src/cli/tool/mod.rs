@@ -14,7 +14,7 @@ use std::sync::Arc;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use pyro::{Pyro, ToolDef, Toolbox};
 
-use crate::failure::{EXIT_RUN_FAILURE, Failure};
+use crate::failure::{EXIT_RUN_FAILURE, EXIT_USAGE, Failure};
 use crate::printer::Printer;
 
 /// The profile whose tools are commands: all that are built in.
@@ -129,6 +129,8 @@ impl ToolCommands {
         }
         let result = match arguments::read(tool, matches) {
             Ok(arguments) => call::call(&self.toolbox, tool, arguments, matches, printer).await,
+            // Nothing was done: as any command line that is wrong.
+            Err(failure) if failure.exit_code == EXIT_USAGE => return Some(Err(failure)),
             Err(failure) => Err(failure),
         };
         Some(result.map_err(|failure| if is_exec { failure.with_exit_code(EXIT_RUN_FAILURE) } else { failure }))

@@ -35,7 +35,14 @@ pub fn outcome(outcome: &ToolOutcome, form: &CliForm, way: Way, streamed: bool, 
     let result = outcome.structured.as_ref().unwrap_or(&nothing);
     let answer = form.answers.iter().find(|answer| result.contains_key(&answer.when));
     match way {
-        Way::Human if let Some(answer) = answer => human(result, &answer.human, false, false, printer),
+        Way::Human if let Some(answer) = answer => {
+            texts(result, &answer.human, printer);
+            // In the place of a command's output, but no file that may end anywhere.
+            if !text(result, &answer.human.text).is_none_or(|text| text.ends_with('\n')) {
+                printer.data("\n");
+            }
+            human(result, &answer.human, false, printer);
+        }
         Way::Json if outcome.structured.is_some() => printer.json(result),
         Way::IdOnly => printer.line(&form.id.as_deref().map(|id| shown(id, at(result, id))).unwrap_or_default()),
         Way::ContentOnly => {
@@ -43,7 +50,11 @@ pub fn outcome(outcome: &ToolOutcome, form: &CliForm, way: Way, streamed: bool, 
             printer.data(text.and_then(|name| at(result, name)).and_then(Value::as_str).unwrap_or_default());
         }
         Way::Human if form.human.is_some() && outcome.structured.is_some() => {
-            human(result, &form.human.clone().unwrap_or_default(), streamed, form.streams, printer);
+            let human_form = form.human.clone().unwrap_or_default();
+            if !streamed {
+                texts(result, &human_form, printer);
+            }
+            human(result, &human_form, form.streams, printer);
         }
         Way::Human if form.streams => {
             if !streamed {
@@ -70,16 +81,21 @@ fn content(outcome: &ToolOutcome, printer: &Printer) {
     }
 }
 
-fn human(result: &Map<String, Value>, form: &HumanForm, streamed: bool, streams: bool, printer: &Printer) {
-    let text = |name: &Option<String>| name.as_deref().and_then(|name| at(result, name)).and_then(Value::as_str);
-    if !streamed {
-        if let Some(text) = text(&form.text) {
-            printer.data(text);
-        }
-        if let Some(text) = text(&form.error_text) {
-            printer.error_bytes(text.as_bytes());
-        }
+fn text<'a>(result: &'a Map<String, Value>, name: &Option<String>) -> Option<&'a str> {
+    name.as_deref().and_then(|name| at(result, name)).and_then(Value::as_str)
+}
+
+/// Prints what goes to both outputs as it is.
+fn texts(result: &Map<String, Value>, form: &HumanForm, printer: &Printer) {
+    if let Some(text) = text(result, &form.text) {
+        printer.data(text);
     }
+    if let Some(text) = text(result, &form.error_text) {
+        printer.error_bytes(text.as_bytes());
+    }
+}
+
+fn human(result: &Map<String, Value>, form: &HumanForm, streams: bool, printer: &Printer) {
     if let Some(table) = &form.table {
         print_table(result, table, printer);
     }
