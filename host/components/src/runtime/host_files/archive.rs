@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use tar::EntryType;
 
 use super::confined::{Confined, Roots};
+use super::output::is_stage;
 use super::pack::{Attributes, Packer};
 
 /// Most bytes of an archive once it is unpacked: content and headers.
@@ -93,6 +94,8 @@ fn directory(confined: &Confined, root: OwnedFd, packer: &mut Packer) -> Result<
         let attributes =
             Attributes { mode: stat.st_mode & 0o777, mtime: u64::try_from(stat.st_mtime).unwrap_or_default() };
         match FileType::from_raw_mode(stat.st_mode) {
+            // An output under construction, or what a killed process has left of one.
+            FileType::Directory if is_stage(name.as_bytes()) => {}
             FileType::Directory => {
                 packer.directory(&path, attributes)?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -372,6 +375,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let tree = home.path().join("tree");
         std::fs::create_dir_all(tree.join("d/empty")).unwrap();
+        std::fs::create_dir_all(tree.join("d/.pyro-output-0123456789abcdef/output")).unwrap();
         std::fs::write(tree.join("d/f"), "x").unwrap();
         symlink("d", tree.join("l")).unwrap();
         let roots = [home.path().to_owned()];
