@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, Resolv
 use rustix::io::Errno;
 
 use super::super::blob::Blob;
-use super::confined::{Roots, beneath};
+use super::confined::{Confined, Roots, beneath};
 use super::pack::{MAX_DEPTH, check_target};
 
 /// Most members of one output.
@@ -103,7 +103,7 @@ impl Output {
             };
             parent = opened.map_err(|errno| {
                 remove_made(&made);
-                confined.error(errno)
+                if errno == Errno::NOTDIR { not_a_directory(&confined, &prefix) } else { confined.error(errno) }
             })?;
         }
         match rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -291,6 +291,13 @@ impl Output {
 
 fn no_file() -> EngineError {
     EngineError::new(ErrorCode::InvalidState, "no file is open for writing").with_hint("call `file` first")
+}
+
+fn not_a_directory(confined: &Confined, prefix: &Path) -> EngineError {
+    let below = confined.relative.iter().count().saturating_sub(prefix.iter().count());
+    let shown = Path::new(&confined.shown).ancestors().nth(below).unwrap_or(prefix).display();
+    let message = format!("`{shown}` is not a directory, so `{}` cannot be made below it", confined.shown);
+    EngineError::new(ErrorCode::NotFound, message).with_hint("choose a path below a directory")
 }
 
 /// Copies a descriptor. Programs that are started meanwhile must not keep it: with it they would keep the stage's lock.
@@ -572,6 +579,20 @@ mod tests {
             assert_eq!(code(home.open(path.to_str().unwrap())), "invalid_argument");
         }
         assert_eq!(home.names(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_parent_that_is_a_file_is_named() {
+        let home = Home::new();
+        std::fs::write(home.0.path().join("plain"), "x").unwrap();
+        let place = home.0.path().display();
+        for path in ["plain/f", "plain/f/g"] {
+            let error = home.open(path).unwrap_err();
+            let message = format!("`{place}/plain` is not a directory, so `{place}/{path}` cannot be made below it");
+            assert_eq!(error.message(), message);
+            assert!(error.hint().is_some());
+        }
+        assert_eq!(home.names(), ["plain"]);
     }
 
     #[test]
