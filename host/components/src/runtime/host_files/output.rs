@@ -21,8 +21,11 @@ const MAX_ENTRIES: u64 = 1_000_000;
 /// Most bytes of one output.
 const MAX_BYTES: u64 = 64 << 30;
 
-/// Bytes copied at a time; a run of zeroes this long becomes a hole.
+/// Bytes copied at a time.
 const CHUNK: usize = 64 << 10;
+
+/// A block of zeroes this long becomes a hole: most file systems have none that are smaller.
+const BLOCK: usize = 4 << 10;
 
 /// How the names of stages begin. A random number in hexadecimal follows.
 const STAGE: &str = ".pyro-output-";
@@ -158,17 +161,22 @@ impl Output {
         rustix::fs::symlinkat(target, &parent, &name).map_err(|errno| self.failed(path, errno))
     }
 
-    /// Appends to the file made last.
+    /// Appends to the file made last. Blocks of zeroes become holes.
     pub(super) fn write(&mut self, data: &[u8]) -> Result<(), EngineError> {
         self.grow(data.len() as u64)?;
         let shown = &self.shown;
         let Some((file, at)) = &mut self.file else { return Err(no_file()) };
-        file.write_all_at(data, *at).map_err(|error| EngineError::io(format_args!("write `{shown}`"), &error))?;
-        *at += data.len() as u64;
+        let length = data.len() as u64;
+        let mut written = write_sparse(file, *at, data);
+        if data.last() == Some(&0) {
+            written = written.and_then(|()| file.set_len(*at + length));
+        }
+        written.map_err(|error| EngineError::io(format_args!("write `{shown}`"), &error))?;
+        *at += length;
         Ok(())
     }
 
-    /// Appends a range of a blob to the file made last. Runs of zeroes become holes.
+    /// Appends a range of a blob to the file made last. Blocks of zeroes become holes.
     pub(super) fn write_blob(&mut self, data: &Blob, offset: u64, length: u64) -> Result<(), EngineError> {
         let length = length.min(data.len().saturating_sub(offset));
         self.grow(length)?;
@@ -182,9 +190,7 @@ impl Output {
                 if bytes.is_empty() {
                     return Err(std::io::ErrorKind::UnexpectedEof.into());
                 }
-                if bytes.iter().any(|byte| *byte != 0) {
-                    file.write_all_at(&bytes, *at + done)?;
-                }
+                write_sparse(file, *at + done, &bytes)?;
                 done += bytes.len() as u64;
             }
             file.set_len(*at + done)
@@ -298,6 +304,25 @@ fn not_a_directory(confined: &Confined, prefix: &Path) -> EngineError {
     let shown = Path::new(&confined.shown).ancestors().nth(below).unwrap_or(prefix).display();
     let message = format!("`{shown}` is not a directory, so `{}` cannot be made below it", confined.shown);
     EngineError::new(ErrorCode::NotFound, message).with_hint("choose a path below a directory")
+}
+
+/// Writes all but the blocks of zeroes, which a new file has anyway. The file's length is the caller's to set.
+fn write_sparse(file: &File, at: u64, data: &[u8]) -> std::io::Result<()> {
+    // Where the blocks of the file begin in the data.
+    let first = usize::try_from(at.next_multiple_of(BLOCK as u64) - at).unwrap_or(BLOCK).min(data.len());
+    let (head, rest) = data.split_at(first);
+    // What is not written yet, as neighbours in one piece: where it begins and ends.
+    let (mut from, mut to) = (0, 0);
+    for block in std::iter::once(head).chain(rest.chunks(BLOCK)) {
+        if block.iter().any(|byte| *byte != 0) {
+            to += block.len();
+            continue;
+        }
+        file.write_all_at(data.get(from..to).unwrap_or_default(), at + from as u64)?;
+        to += block.len();
+        from = to;
+    }
+    file.write_all_at(data.get(from..).unwrap_or_default(), at + from as u64)
 }
 
 /// Copies a descriptor. Programs that are started meanwhile must not keep it: with it they would keep the stage's lock.
@@ -523,6 +548,27 @@ mod tests {
         let path = home.0.path().join("out");
         assert_eq!(std::fs::read(&path).unwrap(), [b"head".as_slice(), &disk].concat());
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20, "it is not sparse");
+    }
+
+    #[test]
+    fn zeroes_that_are_written_piece_by_piece_become_holes() {
+        let home = Home::new();
+        let mut data = vec![0; 4 << 20];
+        for at in [0, 5000, BLOCK * 9 - 1, BLOCK * 9, 3 << 20] {
+            data[at] = 1;
+        }
+        for (name, piece) in [("whole", data.len()), ("even", 1 << 16), ("odd", 100_003)] {
+            let mut output = home.open(name).unwrap();
+            output.file("", 0o644).unwrap();
+            for piece in data.chunks(piece) {
+                output.write(piece).unwrap();
+                output.write(b"").unwrap();
+            }
+            output.commit().unwrap();
+            let path = home.0.path().join(name);
+            assert!(std::fs::read(&path).unwrap() == data, "{name}");
+            assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20, "{name} is not sparse");
+        }
     }
 
     #[test]
