@@ -15,6 +15,7 @@ mod error;
 mod exec;
 mod guest;
 mod machine;
+mod members;
 mod paths;
 mod prepare;
 mod progress;
@@ -35,6 +36,7 @@ pub use guest::{
     ServiceLogs, ServiceOutput, TerminalInfo, TerminalOutput, TerminalRequest, TerminalState,
 };
 pub use machine::Machine;
+pub use members::{BoundedTar, MAX_MEMBER_HEADERS, for_each_member};
 pub use paths::Paths;
 pub use progress::{NoProgress, Progress};
 pub use spec::{

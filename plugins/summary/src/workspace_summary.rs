@@ -4,7 +4,7 @@ use pyro_plugin_guest::{Guest, open, reader};
 use pyro_plugin_sdk::vm::workspaces::CommandRecord;
 use pyro_plugin_sdk::vm::{services, terminals};
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Table, Tool, ToolError};
-use pyro_tree::{DiffLimits, Tree, TreeDiff, TreeLimits, WORKSPACE, compare};
+use pyro_tree::{DiffLimits, Tree, TreeDiff, TreeError, TreeLimits, WORKSPACE, compare};
 use serde::{Deserialize, Serialize};
 
 /// Changed paths that are named.
@@ -166,7 +166,13 @@ fn command(record: CommandRecord) -> Command {
 }
 
 fn changed(guest: &Guest) -> Result<Changes, ToolError> {
-    let failed = |error| ToolError::new("invalid_archive", format!("the workspace's tree cannot be compared: {error}"));
+    let failed = |error: TreeError| {
+        let refused = ToolError::new("invalid_archive", format!("the workspace's tree cannot be compared: {error}"));
+        match error.hint() {
+            Some(hint) => refused.with_hint(hint),
+            None => refused,
+        }
+    };
     let limits = TreeLimits::default();
     let before = Tree::index(reader(guest.workspace().read_snapshot("baseline")?), &limits).map_err(failed)?;
     let after = Tree::index(guest.archive(WORKSPACE)?, &limits).map_err(failed)?;

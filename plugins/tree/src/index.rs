@@ -44,6 +44,19 @@ pub enum TreeError {
     NotAFile(String),
 }
 
+impl TreeError {
+    /// The next step, where the one who asked for the tree can take it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            TreeError::Member { .. } => Some("rename or remove this member, or take a part of the tree without it"),
+            TreeError::TooManyEntries(_) | TreeError::NamesTooLong(_) => {
+                Some("remove what is not needed, or take a part of the tree")
+            }
+            TreeError::Read(_) | TreeError::NotAFile(_) => None,
+        }
+    }
+}
+
 /// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {

@@ -39,7 +39,10 @@ fn index(bytes: Vec<u8>) -> Result<Tree<Cursor<Vec<u8>>>, TreeError> {
 fn refusal(members: &[(&str, EntryType, &str)]) -> String {
     match index(archive(members)) {
         Ok(_) => panic!("accepted {members:?}"),
-        Err(error) => error.to_string(),
+        Err(error) => {
+            assert!(error.hint().is_some(), "{error}");
+            error.to_string()
+        }
     }
 }
 
@@ -59,6 +62,19 @@ fn names_that_are_not_utf8_are_written_in_ascii() {
     let names: Vec<(&str, bool)> = tree.entries().iter().map(|(name, entry)| (name.as_str(), entry.is_exact)).collect();
     assert_eq!(names, [(r"b\xffd\xfe", false), ("good", true)]);
     assert_eq!(tree.read(r"b\xffd\xfe", 0, 10).unwrap(), b"one");
+
+    let both: [&[u8]; 2] = [b"b\xff", br"b\xff"];
+    let mut builder = Builder::new(Vec::new());
+    for name in both {
+        let mut header = Header::new_gnu();
+        header.set_size(0);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.set_cksum();
+        builder.append(&header, [].as_slice()).unwrap();
+    }
+    let error = index(builder.into_inner().unwrap()).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("another member's name is written as this one's is"), "{error}");
+    assert!(error.hint().is_some(), "{error}");
 
     let diff = compare(&index(Vec::new()).unwrap(), &tree, &DiffLimits::default()).unwrap();
     let shown: Vec<_> = diff.entries.iter().map(|entry| (entry.omitted, entry.text_patch.is_some())).collect();

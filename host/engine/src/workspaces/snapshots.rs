@@ -1,10 +1,6 @@
 //! Saved trees of a workspace, and its disk.
 
-use std::{
-    fs::File,
-    io::{self, Seek},
-    os::unix::fs::OpenOptionsExt,
-};
+use std::{fs::File, io, os::unix::fs::OpenOptionsExt};
 
 use super::{
     BASELINE, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces,
@@ -13,7 +9,10 @@ use super::{
     store::{Intent, Record},
     unix_now,
 };
-use crate::error::{EngineError, ErrorCode};
+use crate::{
+    error::{EngineError, ErrorCode},
+    members::for_each_member,
+};
 
 impl Workspaces {
     /// Saves the tree of a started workspace under a name.
@@ -135,19 +134,21 @@ impl Workspaces {
 }
 
 /// Returns how many entries a tar has, and the bytes of its files. The names of its entries are not looked at.
-fn count(mut file: File) -> io::Result<(u64, u64)> {
-    file.rewind()?;
-    let mut counts = (0, 0);
-    let mut tar = tar::Archive::new(file);
-    for entry in tar.entries_with_seek()? {
-        let entry = entry?;
-        // The root of the tree is not an entry of it.
-        if entry.path_bytes().iter().all(|byte| matches!(byte, b'.' | b'/')) {
-            continue;
-        }
-        counts.0 += 1;
-        counts.1 += entry.size();
-    }
+fn count(file: File) -> io::Result<(u64, u64)> {
+    let mut counts = (0, 0u64);
+    for_each_member(
+        file,
+        |error| error,
+        |entry| {
+            // The root of the tree is not an entry of it.
+            if entry.path_bytes().iter().any(|byte| !matches!(byte, b'.' | b'/')) {
+                counts.0 += 1;
+                // That of a sparse file is whatever its header says.
+                counts.1 = counts.1.saturating_add(entry.size());
+            }
+            Ok(())
+        },
+    )?;
     Ok(counts)
 }
 
@@ -178,5 +179,22 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[b'x'; 2048]).unwrap();
         assert!(count(file).is_err());
+    }
+
+    #[test]
+    fn a_guest_cannot_make_a_name_that_fills_the_memory() {
+        let mut tar = tar::Builder::new(tempfile::tempfile().unwrap());
+        let long = vec![b'n'; 2 << 20];
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(long.len() as u64);
+        header.set_cksum();
+        tar.append(&header, long.as_slice()).unwrap();
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(0);
+        header.set_cksum();
+        tar.append(&header, io::empty()).unwrap();
+        let error = count(tar.into_inner().unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "a member has more than 1024 KiB of headers");
     }
 }

@@ -181,6 +181,13 @@ impl Tool for FileSearch {
 fn failed(error: SearchError) -> ToolError {
     match error {
         SearchError::Guest(error) => error,
+        SearchError::Tree(error) => {
+            let refused = invalid(error.to_string());
+            match error.hint() {
+                Some(hint) => refused.with_hint(hint),
+                None => refused,
+            }
+        }
         error => invalid(error.to_string()),
     }
 }

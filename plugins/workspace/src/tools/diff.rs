@@ -94,7 +94,11 @@ fn failed(error: TreeError) -> ToolError {
         TreeError::TooManyEntries(_) | TreeError::NamesTooLong(_) => "limit_exceeded",
         _ => "invalid_archive",
     };
-    ToolError::new(code, format!("the workspace's tree cannot be compared: {error}"))
+    let refused = ToolError::new(code, format!("the workspace's tree cannot be compared: {error}"));
+    match error.hint() {
+        Some(hint) => refused.with_hint(hint),
+        None => refused,
+    }
 }
 
 fn output(workspace_id: String, diff: TreeDiff) -> Output {

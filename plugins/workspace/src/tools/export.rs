@@ -177,7 +177,11 @@ fn refuse_escape(path: &str, target: &str) -> Result<(), ToolError> {
 }
 
 fn failed(error: TreeError) -> ToolError {
-    ToolError::new("invalid_archive", error.to_string())
+    let refused = ToolError::new("invalid_archive", error.to_string());
+    match error.hint() {
+        Some(hint) => refused.with_hint(hint),
+        None => refused,
+    }
 }
 
 #[cfg(test)]

@@ -8,18 +8,19 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::UNIX_EPOCH;
 
 use flate2::read::MultiGzDecoder;
-use pyro_engine::{EngineError, ErrorCode};
+use pyro_engine::{EngineError, ErrorCode, for_each_member};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
-use tar::{Archive, EntryType};
+use tar::EntryType;
 
 use super::confined::{Confined, Roots};
+use super::output::is_stage;
 use super::pack::{Attributes, Packer};
 
 /// Most bytes of an archive once it is unpacked: content and headers.
 const MAX_UNPACKED: u64 = 20 << 30;
 
-/// Longest extension header (a long name, or PAX records) that is read.
-const MAX_EXTENSION: u64 = 1 << 20;
+/// Most characters of what a reader says about a broken archive: it quotes the archive.
+const MAX_WHY: usize = 200;
 
 /// A tree as a tar.
 pub(super) struct Packed {
@@ -93,6 +94,8 @@ fn directory(confined: &Confined, root: OwnedFd, packer: &mut Packer) -> Result<
         let attributes =
             Attributes { mode: stat.st_mode & 0o777, mtime: u64::try_from(stat.st_mtime).unwrap_or_default() };
         match FileType::from_raw_mode(stat.st_mode) {
+            // An output under construction, or what a killed process has left of one.
+            FileType::Directory if is_stage(name.as_bytes()) => {}
             FileType::Directory => {
                 packer.directory(&path, attributes)?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -175,31 +178,22 @@ fn unpacked(confined: &Confined, file: File) -> Result<File, EngineError> {
 }
 
 fn unreadable(confined: &Confined, why: &str) -> EngineError {
-    let message = format!("`{}` is not a readable archive: {why}", confined.shown);
+    // A reader quotes the bytes it stumbles over as they are.
+    let mut shown = String::new();
+    for char in why.chars().take(MAX_WHY) {
+        match char {
+            '\'' | '"' => shown.push(char),
+            char => shown.extend(char.escape_debug()),
+        }
+    }
+    let message = format!("`{}` is not a readable archive: {shown}", confined.shown);
     EngineError::new(ErrorCode::InvalidArgument, message).with_hint("make it again with `tar`")
 }
 
 /// Packs the members of a tar anew: only what is allowed gets through.
-fn archive(confined: &Confined, mut file: File, packer: &mut Packer) -> Result<(), EngineError> {
+fn archive(confined: &Confined, file: File, packer: &mut Packer) -> Result<(), EngineError> {
     let broken = |error: io::Error| unreadable(confined, &error.to_string());
-    // The reader takes a long name into memory whole, so their lengths are looked at before.
-    for entry in Archive::new(&file).entries_with_seek().map_err(broken)?.raw(true) {
-        let entry = entry.map_err(broken)?;
-        let header = entry.header();
-        let kind = header.entry_type();
-        let extension = kind.is_gnu_longname()
-            || kind.is_gnu_longlink()
-            || kind.is_pax_local_extensions()
-            || kind.is_pax_global_extensions();
-        let size = header.entry_size().map_err(broken)?;
-        if extension && size > MAX_EXTENSION {
-            return Err(unreadable(confined, &format!("a header of {size} bytes")));
-        }
-    }
-    file.rewind().map_err(broken)?;
-    let mut archive = Archive::new(io::BufReader::with_capacity(1 << 18, &file));
-    for entry in archive.entries().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
+    for_each_member(file, broken, |entry| {
         let name = entry.path_bytes().into_owned();
         let header = entry.header();
         let now = || std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -210,27 +204,26 @@ fn archive(confined: &Confined, mut file: File, packer: &mut Packer) -> Result<(
         match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => {
                 let size = entry.size();
-                packer.file(&name, attributes, size, &mut entry, || {
-                    let shown = String::from_utf8_lossy(&name).escape_debug().to_string();
+                packer.file(&name, attributes, size, entry, || {
+                    let shown = String::from_utf8_lossy(&name);
                     unreadable(confined, &format!("it ends in the middle of '{shown}'"))
-                })?;
+                })
             }
-            EntryType::Directory => packer.directory(&name, attributes)?,
+            EntryType::Directory => packer.directory(&name, attributes),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().map(|target| target.into_owned()).unwrap_or_default();
-                packer.symlink(&name, attributes, &target)?;
+                packer.symlink(&name, attributes, &target)
             }
-            EntryType::XGlobalHeader => {}
+            EntryType::XGlobalHeader => Ok(()),
             EntryType::Link => {
                 let shown = String::from_utf8_lossy(&name).escape_debug().to_string();
                 let message = format!("unsupported archive member type: '{shown}' is a hard link");
-                return Err(EngineError::new(ErrorCode::InvalidArgument, message)
-                    .with_hint("make the archive with `tar --hard-dereference`"));
+                Err(EngineError::new(ErrorCode::InvalidArgument, message)
+                    .with_hint("make the archive with `tar --hard-dereference`"))
             }
-            _ => return Err(special(&name)),
+            _ => Err(special(&name)),
         }
-    }
-    Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -250,7 +243,7 @@ mod tests {
             header.as_old_mut().name[..name.len()].copy_from_slice(name);
             header.set_entry_type(*kind);
             header.set_mode(0o4755);
-            let content = matches!(kind, EntryType::Regular | EntryType::GNULongName);
+            let content = matches!(kind, EntryType::Regular | EntryType::GNULongName | EntryType::XHeader);
             header.set_size(if content { text.len() as u64 } else { 0 });
             if !content {
                 header.as_old_mut().linkname[..text.len()].copy_from_slice(text.as_bytes());
@@ -272,7 +265,7 @@ mod tests {
 
     #[test]
     fn an_archive_is_checked_member_by_member() {
-        let cases: [(&[Member<'_>], &str); 14] = [
+        let cases: [(&[Member<'_>], &str); 16] = [
             (&[(FILE, b"/etc/passwd", "x")], "is absolute"),
             (&[(FILE, b"a/../../b", "x")], "contains `..`"),
             (&[(FILE, b"..", "x")], "contains `..`"),
@@ -287,11 +280,38 @@ mod tests {
             (&[(FILE, b"a", "x"), (FILE, b"a/c", "x")], "lies below a file"),
             (&[(FILE, b"a", "x"), (FILE, b"./a", "y")], "is there twice"),
             (&[(EntryType::Directory, b"a/", ""), (FILE, b"a", "y")], "is there twice"),
+            (&[(FILE, b"a/b/c", "x"), (FILE, b"a", "y")], "'a' has members below it"),
+            (&[(FILE, b"a/b/c", "x"), (EntryType::Symlink, b"a/b", "c")], "'a/b' has members below it"),
         ];
         for (members, words) in cases {
             let error = read_bytes("t.tar", &tar(members)).map(|packed| packed.entries).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
             assert!(error.message().contains(words), "{words}: {error}");
+            assert!(error.hint().is_some(), "{error}");
+        }
+        // A directory may come after what is in it.
+        let late: &[Member<'_>] = &[(FILE, b"a/b", "x"), (EntryType::Directory, b"a/", "")];
+        assert_eq!(read_bytes("t.tar", &tar(late)).map(|packed| packed.entries).unwrap(), 2);
+    }
+
+    #[test]
+    fn an_archive_cannot_hide_a_long_header_behind_a_record() {
+        let long = "n".repeat(4 << 20);
+        let mut bytes = tar(&[(EntryType::XHeader, b"x", "9 size=0\n"), (FILE, b"a", "")]);
+        // `a` covers the header of the long name and the name, and by the record nothing.
+        let at = bytes.len() - 1024 - 512;
+        let mut header = tar::Header::from_byte_slice(&bytes[at..at + 512]).clone();
+        header.set_size(512 + long.len() as u64);
+        header.set_cksum();
+        bytes.splice(at.., header.as_bytes().iter().copied());
+        bytes.extend(tar(&[(EntryType::GNULongName, b"././@LongLink", &long), (FILE, b"b", "")]));
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&bytes).unwrap();
+        for (name, bytes) in [("t.tar", bytes), ("t.tgz", gz.finish().unwrap())] {
+            let error = read_bytes(name, &bytes).map(|packed| packed.entries).unwrap_err();
+            assert_eq!(error.code(), ErrorCode::InvalidArgument, "{error}");
+            assert!(error.message().ends_with("archive: a member has more than 1024 KiB of headers"), "{error}");
+            assert!(error.hint().is_some());
         }
     }
 
@@ -309,7 +329,7 @@ mod tests {
         for (name, bytes) in [("t.tar", plain), ("t.tar.gz", gz.finish().unwrap())] {
             let mut packed = read_bytes(name, &bytes).unwrap();
             assert_eq!((packed.mode, packed.entries, packed.bytes), ("tar_archive", 3, 7));
-            let mut archive = Archive::new(&mut packed.tar);
+            let mut archive = tar::Archive::new(&mut packed.tar);
             let found: Vec<(String, u32)> = archive
                 .entries()
                 .unwrap()
@@ -327,12 +347,15 @@ mod tests {
         let good = tar(&[(FILE, b"a", "content")]);
         for (name, bytes) in [
             ("t.tar", b"no tar at all".repeat(100)),
+            ("t.tar", b"no\x1b[2Jtar\xff\n".repeat(100)),
             ("t.tar", good.get(..600).unwrap().to_vec()),
             ("t.tgz", good.clone()),
             ("t.tar", tar(&[(EntryType::GNULongName, b"././@LongLink", &"n".repeat(2 << 20)), (FILE, b"a", "x")])),
         ] {
             let error = read_bytes(name, &bytes).map(|packed| packed.entries).unwrap_err();
             assert_eq!(error.code(), ErrorCode::InvalidArgument, "{name}: {error}");
+            assert!(error.hint().is_some(), "{name}: {error}");
+            assert!(!error.message().chars().any(char::is_control), "{name}: {error:?}");
         }
         let cut = good.get(..512 + 3).unwrap();
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -352,6 +375,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let tree = home.path().join("tree");
         std::fs::create_dir_all(tree.join("d/empty")).unwrap();
+        std::fs::create_dir_all(tree.join("d/.pyro-output-0123456789abcdef/output")).unwrap();
         std::fs::write(tree.join("d/f"), "x").unwrap();
         symlink("d", tree.join("l")).unwrap();
         let roots = [home.path().to_owned()];

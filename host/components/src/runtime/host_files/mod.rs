@@ -93,6 +93,8 @@ impl host_files::Host for CallState {
             let failed = EngineError::new(ErrorCode::LimitExceeded, message).with_hint("commit or drop one first");
             return Ok(Err(error(&failed)));
         }
+        // What a killed process left there goes first, and that may be much.
+        let _pause = self.clock.pause();
         let opened = blocking("open an output", move || Ok(Output::open(&Roots::writing(&access.write), &path)));
         match opened.await.and_then(|opened| opened) {
             Ok(output) => {

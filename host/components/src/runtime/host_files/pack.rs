@@ -28,6 +28,8 @@ pub(super) const MAX_DEPTH: usize = 128;
 enum Kind {
     File,
     Directory,
+    /// A directory that only the names of its members have told of.
+    Implied,
     Symlink,
 }
 
@@ -142,19 +144,26 @@ impl Packer {
         }
         let plain = parts.join(&b'/');
         for end in plain.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at) {
-            match plain.get(..end).and_then(|parent| self.seen.get(parent)) {
+            let Some(parent) = plain.get(..end) else { continue };
+            match self.seen.get(parent) {
                 Some(Kind::Symlink) => {
                     return Err(invalid(format!("archive member '{shown}' lies behind a symlink")));
                 }
                 Some(Kind::File) => return Err(invalid(format!("archive member '{shown}' lies below a file"))),
-                Some(Kind::Directory) | None => {}
+                Some(Kind::Directory | Kind::Implied) => {}
+                None => {
+                    self.name_bytes += parent.len();
+                    self.seen.insert(parent.to_vec(), Kind::Implied);
+                }
             }
         }
-        if let Some(known) = self.seen.get(&plain) {
-            if *known == Kind::Directory && kind == Kind::Directory {
-                return Ok((plain, true));
+        match (self.seen.get(&plain), kind) {
+            (None, _) | (Some(Kind::Implied), Kind::Directory) => {}
+            (Some(Kind::Directory), Kind::Directory) => return Ok((plain, true)),
+            (Some(Kind::Implied), _) => {
+                return Err(invalid(format!("archive member '{shown}' has members below it, and is no directory")));
             }
-            return Err(invalid(format!("archive member '{shown}' is there twice")));
+            (Some(_), _) => return Err(invalid(format!("archive member '{shown}' is there twice"))),
         }
         self.entries += 1;
         self.name_bytes += plain.len();
