@@ -100,8 +100,8 @@ impl Workspaces {
     pub(super) async fn end_machine(&self, machine_id: &str) -> Result<(), EngineError> {
         match self.inner.engine.machine(machine_id).await {
             Ok(machine) => machine.end().await,
-            Err(error) if error.code() == ErrorCode::NotFound => {
-                // A VM process that has not answered yet is not found either: wait for its word, or for its end.
+            Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::Timeout) => {
+                // A VM process that does not listen yet is not found either: wait for its word, or for its end.
                 self.inner.engine.end_by_lock(machine_id).await
             }
             Err(error) => Err(error),
