@@ -162,7 +162,8 @@ impl Workspaces {
     /// Boots a created or stopped record. One that is started is returned as it is.
     ///
     /// # Errors
-    /// `not_found`, `expired`, and those of a boot; the record is then as it was.
+    /// `not_found`, `expired`, `conflict` while its disk is being read, and those of a boot; the record is then as it
+    /// was.
     pub async fn start(&self, id: &str, kind: RecordKind, progress: &dyn Progress) -> Result<RecordInfo, EngineError> {
         let record = self.current(id, kind).await?;
         if record.state == RecordState::Started {
@@ -194,7 +195,10 @@ impl Workspaces {
         self.db(|store| store.update(record))?;
         point("start-announced");
         let disk = match &record.disk {
-            Some(disk) => disk.clone(),
+            Some(disk) => {
+                self.unread(record, disk).await?;
+                disk.clone()
+            }
             None => {
                 let disk = next_disk(None);
                 self.make_disk(record, installed, &disk).await?;

@@ -18,6 +18,7 @@
 //!
 //! Deliberately absent: tools and their words. This is what happened and what is; `plugins/workspace` says it.
 
+mod disk_lock;
 mod failpoint;
 mod journal;
 mod lifecycle;
@@ -26,6 +27,8 @@ mod recover;
 mod secrets;
 mod snapshots;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs::File,
