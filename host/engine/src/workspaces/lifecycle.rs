@@ -321,14 +321,14 @@ impl Workspaces {
         self.db(|store| store.update(record)).map(drop)
     }
 
-    /// Removes a record and everything of it, in any state.
+    /// Removes a record and everything of it, in any state, also when its time is over.
     ///
     /// # Errors
     /// `not_found`, `io`.
     pub async fn delete(&self, id: &str, kind: RecordKind) -> Result<(), EngineError> {
         let (this, id) = (self.clone(), id.to_owned());
         self.change(move |_cancel| async move {
-            let (lock, record) = this.locked(&id, kind).await?;
+            let (lock, record) = this.settled(&id, kind).await?;
             this.remove(record, lock).await
         })
         .await
@@ -451,8 +451,19 @@ impl Workspaces {
         })
     }
 
-    /// Takes the record's lock and returns the row as it is under it, with no unfinished change.
+    /// Takes the record's lock and returns the row as it is under it, with no unfinished change. A record whose time is
+    /// over is removed instead.
     pub(super) async fn locked(&self, id: &str, kind: RecordKind) -> Result<(RecordLock, Record), EngineError> {
+        let (lock, record) = self.settled(id, kind).await?;
+        if record.expires_at <= unix_now() {
+            self.remove(record, lock).await?;
+            return Err(super::expired(id, kind));
+        }
+        Ok((lock, record))
+    }
+
+    /// As [`Self::locked`], but whose time is over is returned too.
+    async fn settled(&self, id: &str, kind: RecordKind) -> Result<(RecordLock, Record), EngineError> {
         // A lock file is made only for a record that is there.
         self.row(id, kind)?;
         let lock = RecordLock::take(&self.inner.dir, id).await?;
@@ -468,10 +479,6 @@ impl Workspaces {
             lock.remove();
             return Err(none(id, kind));
         };
-        if record.expires_at <= unix_now() {
-            self.remove(record, lock).await?;
-            return Err(super::expired(id, kind));
-        }
         Ok((lock, record))
     }
 }

@@ -51,6 +51,21 @@ fn stopped(workspaces: &Workspaces, kind: RecordKind, expires_in: f64) -> Record
 }
 
 #[tokio::test]
+async fn what_is_over_can_be_deleted_too() {
+    for kind in [RecordKind::Workspace, RecordKind::Machine] {
+        let home = tempfile::tempdir().unwrap();
+        let workspaces = open(home.path());
+        stopped(&workspaces, kind, -1.0);
+        workspaces.delete(ID, kind).await.unwrap();
+        assert_eq!(workspaces.delete(ID, kind).await.unwrap_err().code(), ErrorCode::NotFound);
+        assert_eq!(fs::read_dir(home.path().join("state/records")).unwrap().count(), 0);
+        // Everything else says what became of it.
+        stopped(&workspaces, kind, -1.0);
+        assert_eq!(workspaces.stop(ID, kind).await.unwrap_err().code(), ErrorCode::Expired);
+    }
+}
+
+#[tokio::test]
 async fn a_disk_that_is_read_is_not_started_on() {
     let home = tempfile::tempdir().unwrap();
     let workspaces = open(home.path());
