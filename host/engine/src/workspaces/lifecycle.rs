@@ -206,7 +206,9 @@ impl Workspaces {
             }
         };
         point("start-disk");
-        let machine = cancellable(cancel, self.boot(record, installed, &machine_id, &disk, true)).await?;
+        let machine = cancellable(cancel, self.boot(record, installed, &machine_id, &disk, true)).await;
+        let machine =
+            machine.map_err(|error| if record.disk.is_some() { of_used_disk(error, record.kind) } else { error })?;
         point("start-booted");
         record.disk = Some(disk);
         started(record, &machine);
@@ -491,6 +493,16 @@ fn started(record: &mut Record, machine: &Machine) {
     record.last_activity_at = unix_now();
 }
 
+/// Adds what can be done when a guest gives up on a disk that was used before: most likely it is the disk.
+fn of_used_disk(error: EngineError, kind: RecordKind) -> EngineError {
+    match kind {
+        RecordKind::Workspace if error.code() == ErrorCode::GuestPanic && error.hint().is_none() => {
+            error.with_hint("workspace_reset makes a new disk; workspace_disk_export saves this one")
+        }
+        _ => error,
+    }
+}
+
 /// Puts a tree into a machine.
 async fn unpack(machine: &Machine, tree: &File) -> Result<(), EngineError> {
     let tree = tree.try_clone().map_err(|e| EngineError::io("read a tree", &e))?;
@@ -552,6 +564,17 @@ impl Workspaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_gives_up_on_its_own_disk_may_be_reset() {
+        let told =
+            |code, kind| of_used_disk(EngineError::new(code, "the guest gave up"), kind).hint().map(str::to_owned);
+        let hint = told(ErrorCode::GuestPanic, RecordKind::Workspace).unwrap();
+        assert!(hint.contains("workspace_reset") && hint.contains("workspace_disk_export"), "{hint}");
+        assert_eq!(told(ErrorCode::LimitExceeded, RecordKind::Workspace), None);
+        // A vm has neither.
+        assert_eq!(told(ErrorCode::GuestPanic, RecordKind::Machine), None);
+    }
 
     #[test]
     fn disks_are_numbered_on() {
