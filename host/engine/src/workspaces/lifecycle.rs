@@ -232,7 +232,7 @@ impl Workspaces {
             }
             record.state = RecordState::Stopped;
             record.last_activity_at = unix_now();
-            this.db(|store| store.update(&record))?;
+            this.db_to_free(|store| store.update(&record))?;
             // Secrets that were replaced go with the machine that knew them. After a crash here the next change does it.
             this.sweep_files(&record)?;
             point("stop-done");
