@@ -174,10 +174,48 @@ fn a_full_disk_of_the_host_leaves_nothing_half_made() {
     disk.ok(&["workspace", "start", id]);
     assert_eq!(disk.ok(&["workspace", "file", "read", id, "note", "--content-only"]), "kept\n");
     disk.ok(&["workspace", "delete", id]);
-    // Without room for its lock even the list cannot be read, and that is said too.
+    // Without room for its lock even the list cannot be read once what is kept for that is gone, and that is said too.
     disk.fill(0);
-    disk.full(&["workspace", "list"]);
+    disk.ok(&["workspace", "list"]);
+    fs::remove_file(disk.inside.join("reserve")).expect("it was made again");
+    disk.fill(0);
+    let error = disk.full(&["workspace", "list"]);
+    assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("delete a workspace")), "{error}");
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("state.db")), "{error}");
     disk.free();
+    home.expect_clean_within(CLEAN);
+}
+
+#[test]
+fn a_full_disk_is_made_free_by_deleting_what_fills_it() {
+    let home = Home::new();
+    let disk = SmallDisk::new(&home, "state", 600);
+    let make = || disk.ok(&["workspace", "create", "debian:12", "--id-only"]).trim().to_owned();
+    let ids = [make(), make()];
+    disk.ok(&["workspace", "stop", &ids[1]]);
+    let free = || {
+        let stat = rustix::fs::statvfs(&disk.inside).expect("it is there");
+        stat.f_bavail * stat.f_frsize
+    };
+    let before = free();
+    disk.fill(0);
+    assert_eq!(free(), 0);
+    for id in &ids {
+        disk.ok(&["workspace", "status", id]);
+    }
+    // Nobody waits with the room that one call gave up until the next one comes.
+    let mut rest = fs::File::create(disk.inside.join("rest")).expect("there is room for a name");
+    while let Ok(1..) = rest.write(&[7; 512]) {}
+    disk.ok(&["workspace", "stop", &ids[0]]);
+    disk.ok(&["workspace", "delete", &ids[1]]);
+    disk.ok(&["workspace", "delete", &ids[0]]);
+    assert_eq!(disk.records(), [""; 0]);
+    disk.free();
+    drop(rest);
+    fs::remove_file(disk.inside.join("rest")).expect("it is there");
+    assert!(free() > before, "{} and {before}", free());
+    let kept = fs::metadata(disk.inside.join("reserve")).expect("it was made again");
+    assert_eq!(kept.len(), 256 << 10);
     home.expect_clean_within(CLEAN);
 }
 

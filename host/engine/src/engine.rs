@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -267,7 +268,7 @@ impl Engine {
     /// Returns a handle to a running machine, whichever process made it. The handle does not keep it alive.
     ///
     /// # Errors
-    /// `not_found`.
+    /// `not_found`, `timeout` when its process lives and does not answer, `io` when it cannot be asked.
     pub async fn machine(&self, id: &str) -> Result<Machine, EngineError> {
         let none = || {
             EngineError::new(ErrorCode::NotFound, format!("no machine `{}` is running", id.escape_debug()))
@@ -284,10 +285,25 @@ impl Engine {
         let attached = async {
             let events = machine::connect(&dir).await?;
             let body = machine::ask(&events, &Request::Watch).await?;
-            Ok::<_, std::io::Error>((events, body))
+            Ok::<_, io::Error>((events, body))
         };
         let attached = tokio::time::timeout(ANSWER_LIMIT, attached).await;
-        let (events, body) = attached.map_err(|_| none())?.map_err(|_| none())?;
+        let (events, body) = match attached {
+            Ok(Ok(attached)) => attached,
+            // It ended while it was asked.
+            _ if !run_dir::is_live(&self.inner.paths.run, id) => return Err(none()),
+            // It does not listen yet, or any more: its lock goes a moment after its sockets.
+            Ok(Err(e)) if is_no_listener(&e) => return Err(none()),
+            Ok(Err(e)) => return Err(EngineError::io(format_args!("ask machine {id}"), &e)),
+            Err(_) => {
+                return Err(EngineError::new(
+                    ErrorCode::Timeout,
+                    format!("the process of machine {id} did not answer within {} s", ANSWER_LIMIT.as_secs()),
+                )
+                .with_hint("try again; if it stays so, end its `pyro vmm` process, and its disk is kept")
+                .retry_may_help());
+            }
+        };
         let (Some(info), Some(timings)) = body.map(|body| (body.machine, body.timings))? else {
             return Err(none());
         };
@@ -326,6 +342,12 @@ async fn status(run: &Path, id: &str) -> Result<OkBody, EngineError> {
         .map_err(|e| EngineError::io(format_args!("ask machine {id}"), &e))?
 }
 
+/// Whether nobody is at the other end of a control socket, as before a VM process listens and while it ends.
+fn is_no_listener(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | UnexpectedEof)
+}
+
 /// Refuses a machine that is larger than what the host has left.
 fn check_memory(mem_mib: u32, meminfo: &str) -> Result<(), EngineError> {
     let available_mib = meminfo
@@ -349,6 +371,32 @@ fn check_memory(mem_mib: u32, meminfo: &str) -> Result<(), EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn engine(home: &Path) -> Engine {
+        let options = EngineOptions::with_agent(AgentSource(&[])).unwrap();
+        Engine::open(Paths::below(home), options).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_vm_process_that_stands_still_is_not_one_that_is_gone() {
+        let home = tempfile::tempdir().unwrap();
+        let engine = engine(home.path());
+        let run = home.path().join("run");
+        std::fs::create_dir_all(&run).unwrap();
+        let held = run_dir::RunDir::create(&run, None).unwrap();
+        // It has its lock, and listens later.
+        assert_eq!(engine.machine(&held.id).await.unwrap_err().code(), ErrorCode::NotFound);
+        // The kernel lets others connect to a process that is stopped.
+        let silent = std::os::unix::net::UnixListener::bind(held.path.join("control.sock")).unwrap();
+        let error = engine.machine(&held.id).await.unwrap_err();
+        assert_eq!((error.code(), error.retryable()), (ErrorCode::Timeout, true), "{error}");
+        assert_eq!(error.message(), format!("the process of machine {} did not answer within 2 s", held.id));
+        assert!(error.hint().is_some());
+        drop(silent);
+        let id = held.id.clone();
+        drop(held);
+        assert_eq!(engine.machine(&id).await.unwrap_err().code(), ErrorCode::NotFound);
+    }
 
     #[test]
     fn more_memory_than_there_is_is_refused() {

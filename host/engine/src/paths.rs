@@ -6,7 +6,10 @@
 use std::{
     ffi::OsString,
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -28,7 +31,8 @@ impl Paths {
     /// directories.
     ///
     /// # Errors
-    /// `NotFound` when neither `$PYRO_HOME` nor `$HOME` nor enough XDG variables are set.
+    /// `NotFound` when neither `$PYRO_HOME` nor `$HOME` nor enough XDG variables are set, `InvalidInput` when a path is
+    /// not UTF-8.
     pub fn from_env() -> io::Result<Self> {
         Self::from_vars(|name| std::env::var_os(name))
     }
@@ -39,6 +43,22 @@ impl Paths {
     }
 
     fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> io::Result<Self> {
+        Self::found(var)?.text()
+    }
+
+    /// Refuses paths that are not text. Machines and QEMU are told them in JSON and on command lines.
+    fn text(self) -> io::Result<Self> {
+        let odd = [&self.state, &self.cache, &self.run, &self.config].into_iter().find(|path| path.to_str().is_none());
+        if let Some(path) = odd {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the path `{}` is not UTF-8", path.as_os_str().as_bytes().escape_ascii()),
+            ));
+        }
+        Ok(self)
+    }
+
+    fn found(var: impl Fn(&str) -> Option<OsString>) -> io::Result<Self> {
         if let Some(home) = var("PYRO_HOME").filter(|home| !home.is_empty()) {
             // Other processes and QEMU get these paths, whatever their working directory is.
             return std::path::absolute(PathBuf::from(home)).map(|home| Self::below(&home));
@@ -97,6 +117,17 @@ mod tests {
     #[test]
     fn a_relative_pyro_home_becomes_absolute() {
         assert!(paths(&[("PYRO_HOME", "p")]).unwrap().state.is_absolute());
+    }
+
+    #[test]
+    fn a_path_that_is_not_text_is_refused_and_named() {
+        use std::os::unix::ffi::OsStringExt;
+        for name in ["PYRO_HOME", "HOME"] {
+            let odd = |wanted: &str| (wanted == name).then(|| OsString::from_vec(b"/p\xff".to_vec()));
+            let error = Paths::from_vars(odd).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(error.to_string().contains("/p\\xff"), "{error}");
+        }
     }
 
     #[test]

@@ -206,6 +206,15 @@ async fn trees_are_saved_and_brought_back() {
     let mut magic = [0; 2];
     std::os::unix::fs::FileExt::read_exact_at(&workspaces.disk(&id).await.unwrap(), &mut magic, 1024 + 0x38).unwrap();
     assert_eq!(magic, [0x53, 0xef]);
+    // Who reads it is not disturbed by a start, in any process.
+    let disk = home.workspaces().disk(&id).await.unwrap();
+    let error = workspaces.start(&id, Workspace, &NoProgress).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Conflict, "{error}");
+    assert_eq!(workspaces.info(&id, Workspace).await.unwrap().record.state, RecordState::Stopped);
+    assert_eq!(home.machine_dirs(), [""; 0]);
+    drop(disk);
+    workspaces.start(&id, Workspace, &NoProgress).await.unwrap();
+    workspaces.stop(&id, Workspace).await.unwrap();
     assert_eq!(workspaces.reset(&id, "none", &NoProgress).await.unwrap_err().code(), ErrorCode::NotFound);
     let (info, _) = workspaces.reset(&id, "mine", &NoProgress).await.unwrap();
     assert_eq!((info.record.state, info.record.reset_count), (RecordState::Started, 2));

@@ -4,8 +4,6 @@
 //!
 //! Deliberately absent: fixing. `cargo xtask setup` and the package manager do that.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use pyro_engine::environments::prerequisites;
@@ -84,7 +82,6 @@ pub async fn examine(paths: &Paths, choice: EngineChoice) -> Report {
         directory("state directory", &paths.state),
         directory("cache directory", &paths.cache),
         directory("run directory", &paths.run),
-        run_directory_length(&paths.run),
         memory(),
     ]);
     Report {
@@ -183,18 +180,6 @@ fn directory(name: &'static str, path: &Path) -> Check {
     Check::ok(name, format!("{}{state}", path.display()))
 }
 
-/// A Unix socket's path holds 107 bytes; a machine's is `RUN/<12 hex digits>/control.sock`.
-fn run_directory_length(run: &Path) -> Check {
-    const NAME: &str = "run directory length";
-    const LONGEST: usize = 107 - "/0123456789ab/control.sock".len();
-    let length = OsStr::as_bytes(run.as_os_str()).len();
-    if length > LONGEST {
-        return Check::new(NAME, Verdict::Failed, format!("{} has {length} bytes, {LONGEST} at most", run.display()))
-            .fix("set PYRO_HOME to a shorter path");
-    }
-    Check::ok(NAME, format!("{length} bytes of {LONGEST}"))
-}
-
 fn memory() -> Check {
     const NAME: &str = "memory";
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -237,13 +222,6 @@ mod tests {
         let check = directory("state directory", &home.path().join("a/b"));
         assert_eq!(check.verdict, Verdict::Failed);
         assert!(check.fix.is_some());
-    }
-
-    #[test]
-    fn a_run_directory_too_long_for_a_socket_is_found() {
-        assert_eq!(run_directory_length(Path::new("/run/user/0/pyro")).verdict, Verdict::Ok);
-        let long = format!("/{}", "x".repeat(100));
-        assert_eq!(run_directory_length(Path::new(&long)).verdict, Verdict::Failed);
     }
 
     #[tokio::test]

@@ -105,7 +105,11 @@ impl From<OpenError> for Failure {
                 Failure { facts: error.diagnostics.into_iter().map(fact_of).collect(), exit_code: EXIT_FAILURE }
             }
             OpenError::Directories(error) => {
-                Failure::new("io", error.to_string()).with_hint("set PYRO_HOME to a directory that pyro may use")
+                let (code, hint) = match error.kind() {
+                    io::ErrorKind::InvalidInput => ("invalid_argument", "set PYRO_HOME to a path that is UTF-8"),
+                    _ => ("io", "set PYRO_HOME to a directory that pyro may use"),
+                };
+                Failure::new(code, error.to_string()).with_hint(hint)
             }
         }
     }

@@ -162,7 +162,8 @@ impl Workspaces {
     /// Boots a created or stopped record. One that is started is returned as it is.
     ///
     /// # Errors
-    /// `not_found`, `expired`, and those of a boot; the record is then as it was.
+    /// `not_found`, `expired`, `conflict` while its disk is being read, and those of a boot; the record is then as it
+    /// was.
     pub async fn start(&self, id: &str, kind: RecordKind, progress: &dyn Progress) -> Result<RecordInfo, EngineError> {
         let record = self.current(id, kind).await?;
         if record.state == RecordState::Started {
@@ -194,7 +195,10 @@ impl Workspaces {
         self.db(|store| store.update(record))?;
         point("start-announced");
         let disk = match &record.disk {
-            Some(disk) => disk.clone(),
+            Some(disk) => {
+                self.unread(record, disk).await?;
+                disk.clone()
+            }
             None => {
                 let disk = next_disk(None);
                 self.make_disk(record, installed, &disk).await?;
@@ -202,7 +206,9 @@ impl Workspaces {
             }
         };
         point("start-disk");
-        let machine = cancellable(cancel, self.boot(record, installed, &machine_id, &disk, true)).await?;
+        let machine = cancellable(cancel, self.boot(record, installed, &machine_id, &disk, true)).await;
+        let machine =
+            machine.map_err(|error| if record.disk.is_some() { of_used_disk(error, record.kind) } else { error })?;
         point("start-booted");
         record.disk = Some(disk);
         started(record, &machine);
@@ -226,7 +232,7 @@ impl Workspaces {
             }
             record.state = RecordState::Stopped;
             record.last_activity_at = unix_now();
-            this.db(|store| store.update(&record))?;
+            this.db_to_free(|store| store.update(&record))?;
             // Secrets that were replaced go with the machine that knew them. After a crash here the next change does it.
             this.sweep_files(&record)?;
             point("stop-done");
@@ -317,14 +323,14 @@ impl Workspaces {
         self.db(|store| store.update(record)).map(drop)
     }
 
-    /// Removes a record and everything of it, in any state.
+    /// Removes a record and everything of it, in any state, also when its time is over.
     ///
     /// # Errors
     /// `not_found`, `io`.
     pub async fn delete(&self, id: &str, kind: RecordKind) -> Result<(), EngineError> {
         let (this, id) = (self.clone(), id.to_owned());
         self.change(move |_cancel| async move {
-            let (lock, record) = this.locked(&id, kind).await?;
+            let (lock, record) = this.settled(&id, kind).await?;
             this.remove(record, lock).await
         })
         .await
@@ -447,8 +453,19 @@ impl Workspaces {
         })
     }
 
-    /// Takes the record's lock and returns the row as it is under it, with no unfinished change.
+    /// Takes the record's lock and returns the row as it is under it, with no unfinished change. A record whose time is
+    /// over is removed instead.
     pub(super) async fn locked(&self, id: &str, kind: RecordKind) -> Result<(RecordLock, Record), EngineError> {
+        let (lock, record) = self.settled(id, kind).await?;
+        if record.expires_at <= unix_now() {
+            self.remove(record, lock).await?;
+            return Err(super::expired(id, kind));
+        }
+        Ok((lock, record))
+    }
+
+    /// As [`Self::locked`], but whose time is over is returned too.
+    async fn settled(&self, id: &str, kind: RecordKind) -> Result<(RecordLock, Record), EngineError> {
         // A lock file is made only for a record that is there.
         self.row(id, kind)?;
         let lock = RecordLock::take(&self.inner.dir, id).await?;
@@ -464,10 +481,6 @@ impl Workspaces {
             lock.remove();
             return Err(none(id, kind));
         };
-        if record.expires_at <= unix_now() {
-            self.remove(record, lock).await?;
-            return Err(super::expired(id, kind));
-        }
         Ok((lock, record))
     }
 }
@@ -478,6 +491,16 @@ fn started(record: &mut Record, machine: &Machine) {
     record.machine_id = Some(machine.id().to_owned());
     machine.info().execution_mode.as_str().clone_into(&mut record.execution_mode);
     record.last_activity_at = unix_now();
+}
+
+/// Adds what can be done when a guest gives up on a disk that was used before: most likely it is the disk.
+fn of_used_disk(error: EngineError, kind: RecordKind) -> EngineError {
+    match kind {
+        RecordKind::Workspace if error.code() == ErrorCode::GuestPanic && error.hint().is_none() => {
+            error.with_hint("workspace_reset makes a new disk; workspace_disk_export saves this one")
+        }
+        _ => error,
+    }
 }
 
 /// Puts a tree into a machine.
@@ -541,6 +564,17 @@ impl Workspaces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_gives_up_on_its_own_disk_may_be_reset() {
+        let told =
+            |code, kind| of_used_disk(EngineError::new(code, "the guest gave up"), kind).hint().map(str::to_owned);
+        let hint = told(ErrorCode::GuestPanic, RecordKind::Workspace).unwrap();
+        assert!(hint.contains("workspace_reset") && hint.contains("workspace_disk_export"), "{hint}");
+        assert_eq!(told(ErrorCode::LimitExceeded, RecordKind::Workspace), None);
+        // A vm has neither.
+        assert_eq!(told(ErrorCode::GuestPanic, RecordKind::Machine), None);
+    }
 
     #[test]
     fn disks_are_numbered_on() {

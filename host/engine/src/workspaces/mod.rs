@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   state/state.db                     one row per record: `store`
+//!   state/reserve                      room for what frees a full disk: `reserve`
 //!   state/records/<id>.lock            held while a record changes: `lock`
 //!   state/records/<id>/disk.<n>        the root disk, raw
 //!   state/records/<id>/tree.<uuid>.tar saved trees; the row `baseline` names the first
 //!   state/records/<id>/secret.<uuid>   0600
 //!   state/records/<id>/retired.<machine>.<uuid>
 //!                                      0600: a secret that was replaced while that machine knew it
+//!   state/records.lost-<time>/         the records that a state database which is gone had
 //!   run/<machine>/                     the VM process, when the record is started
 //! ```
 //!
@@ -18,19 +20,23 @@
 //!
 //! Deliberately absent: tools and their words. This is what happened and what is; `plugins/workspace` says it.
 
+mod disk_lock;
 mod failpoint;
 mod journal;
 mod lifecycle;
 mod lock;
 mod recover;
+mod reserve;
 mod secrets;
 mod snapshots;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -38,6 +44,7 @@ use std::{
 pub use secrets::{NewSecret, SECRETS_PATH, SecretKind};
 pub use store::{CommandRow, NewCommand, RecordKind, RecordState, RecordView, SecretRow, Seed, SnapshotRow};
 
+use reserve::Reserve;
 use store::{Record, Store, StoreError};
 
 use crate::{
@@ -108,6 +115,8 @@ pub struct Workspaces {
 struct Inner {
     engine: Engine,
     store: Store,
+    /// Dropped after the store: what that gives back, this may take.
+    reserve: Reserve,
     dir: PathBuf,
 }
 
@@ -115,15 +124,22 @@ impl Workspaces {
     /// Opens the records of an engine's state directory, making the database when there is none.
     ///
     /// # Errors
-    /// `io` when the state directory cannot be used, `internal` when the database is damaged or of a newer pyro.
+    /// `io` when the state directory cannot be used, `disk_full`, `internal` when the database is damaged or of a newer
+    /// pyro.
     pub fn open(engine: Engine) -> Result<Self, EngineError> {
         let state = engine.paths().state.clone();
         let dir = state.join("records");
         for path in [&state, &dir] {
             make_private_dir(path).map_err(|e| EngineError::io(format_args!("use `{}`", path.display()), &e))?;
         }
-        let store = Store::open(&state.join("state.db"))?;
-        Ok(Self { inner: Arc::new(Inner { engine, store, dir }) })
+        let (database, reserve) = (database(&state), Reserve::new(&state));
+        let store = || Store::open(&database, || set_aside(&dir));
+        let store = match store() {
+            Err(error) if error.is_full() && reserve.give_up() => store(),
+            opened => opened.inspect(|_| reserve.keep()),
+        };
+        let store = store.map_err(|e| store_error(&database, &e))?;
+        Ok(Self { inner: Arc::new(Inner { engine, store, reserve, dir }) })
     }
 
     /// Returns what is known about a record, after looking whether its machine lives and its time is over.
@@ -265,17 +281,33 @@ impl Workspaces {
 
     /// Reads from the database, which waits for nobody.
     fn look<T>(&self, act: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, EngineError> {
-        Ok(act(&self.inner.store)?)
+        act(&self.inner.store).map_err(|e| self.store_error(&e))
     }
 
     /// Changes the database. It waits for the disk, and for other processes.
     fn db<T>(&self, act: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, EngineError> {
+        self.write(act).map_err(|e| self.store_error(&e))
+    }
+
+    /// As [`Self::db`], for what ends or removes something: when the disk is full it uses the room that is kept for it.
+    fn db_to_free<T>(&self, act: impl Fn(&Store) -> Result<T, StoreError>) -> Result<T, EngineError> {
+        let done = match self.write(&act) {
+            Err(error) if error.is_full() && self.inner.reserve.give_up() => self.write(&act),
+            done => done,
+        };
+        done.map_err(|e| self.store_error(&e))
+    }
+
+    fn write<T>(&self, act: impl FnOnce(&Store) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let store = &self.inner.store;
-        let done = match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
             Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| act(store)),
             _ => act(store),
-        };
-        Ok(done?)
+        }
+    }
+
+    fn store_error(&self, error: &StoreError) -> EngineError {
+        store_error(&database(&self.inner.engine.paths().state), error)
     }
 
     async fn move_expiry(&self, record: &Record) -> Result<(), EngineError> {
@@ -313,28 +345,70 @@ impl Workspaces {
     }
 }
 
-impl From<StoreError> for EngineError {
-    fn from(error: StoreError) -> Self {
-        let full = matches!(&error, StoreError::Sqlite(e) if is_full(e));
-        let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-        let text = format!("{error}{source}");
-        match error {
-            StoreError::Sqlite(_) if full => EngineError::io(text, &io::ErrorKind::StorageFull.into()),
-            StoreError::Exists { .. } => Self::new(ErrorCode::AlreadyExists, text),
-            StoreError::Newer { .. } => {
-                Self::new(ErrorCode::Internal, text).with_hint("use the newer pyro, or another PYRO_HOME")
-            }
-            StoreError::Sqlite(_) | StoreError::Unreadable { .. } => Self::new(ErrorCode::Internal, text),
-        }
-    }
+/// Returns where the database of a state directory is.
+fn database(state: &Path) -> PathBuf {
+    state.join("state.db")
 }
 
-/// Whether the database had no room. Its index of the log is a file of its own that grows by another way, whose refusals
-/// SQLite calls an I/O error.
-fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|error| {
-        error.code == rusqlite::ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
-    })
+/// Moves away what there is of records when the database that knew them is gone. It may only have been moved, so its
+/// disks are not rubbish.
+fn set_aside(dir: &Path) -> io::Result<()> {
+    let is_record = |entry: &fs::DirEntry| {
+        entry.file_name().to_str().is_some_and(run_dir::valid_id) && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    };
+    let records = fs::read_dir(dir)?.flatten().filter(is_record).count();
+    if records == 0 {
+        return Ok(());
+    }
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let aside = dir.with_extension(format!("lost-{seconds}"));
+    fs::rename(dir, &aside)?;
+    tracing::warn!(
+        "the state database is new, and {records} workspaces or vms are there that it does not know: what there is of \
+         them is now in `{}`; remove it when nobody needs it",
+        aside.display()
+    );
+    make_private_dir(dir)
+}
+
+fn store_error(database: &Path, error: &StoreError) -> EngineError {
+    use rusqlite::ErrorCode as Sqlite;
+
+    let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    let text = format!("{error}{source}");
+    let at = database.display();
+    let sqlite = match error {
+        StoreError::Sqlite(error) => error.sqlite_error_code(),
+        StoreError::Records(_)
+        | StoreError::Unreadable { .. }
+        | StoreError::Newer { .. }
+        | StoreError::Exists { .. } => None,
+    };
+    match (error, sqlite) {
+        _ if error.is_full() => EngineError::new(ErrorCode::DiskFull, format!("no space left: `{at}`: {text}"))
+            .with_hint("delete a workspace, for which some room is kept, or free some on the disk of this file")
+            .retry_may_help(),
+        (_, Some(Sqlite::NotADatabase | Sqlite::DatabaseCorrupt)) => EngineError::new(
+            ErrorCode::Internal,
+            format!("`{at}` is damaged: {text}"),
+        )
+        .with_hint(
+            "move this file and its -wal and -shm away: pyro then makes a new one, and the workspaces of the old one \
+                 are lost to it",
+        ),
+        (_, Some(Sqlite::ReadOnly | Sqlite::CannotOpen | Sqlite::PermissionDenied)) => {
+            EngineError::new(ErrorCode::Io, format!("`{at}` cannot be written: {text}"))
+                .with_hint("give this user the directory of this file, or set PYRO_HOME to another place")
+        }
+        (StoreError::Exists { .. }, _) => EngineError::new(ErrorCode::AlreadyExists, text),
+        (StoreError::Newer { .. }, _) => {
+            EngineError::new(ErrorCode::Internal, text).with_hint("use the newer pyro, or another PYRO_HOME")
+        }
+        (StoreError::Records(source), _) => EngineError::io(format_args!("{error} beside `{at}`"), source),
+        (StoreError::Sqlite(_) | StoreError::Unreadable { .. }, _) => {
+            EngineError::new(ErrorCode::Internal, format!("`{at}`: {text}"))
+        }
+    }
 }
 
 fn noun(kind: RecordKind) -> &'static str {

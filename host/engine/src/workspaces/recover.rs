@@ -1,6 +1,6 @@
 //! What is done about a record that was left in the middle of a change, and about one whose machine or time is gone.
 
-use std::{ffi::OsStr, fs};
+use std::{ffi::OsStr, fs, path::Path};
 
 use super::{
     RecordState, Workspaces, expired,
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     error::{EngineError, ErrorCode},
     run_dir,
+    vmm_process::MachineConfig,
 };
 
 impl Workspaces {
@@ -79,7 +80,7 @@ impl Workspaces {
         }
         if changed {
             self.sweep_files(&record)?;
-            self.db(|store| store.update(&record))?;
+            self.db_to_free(|store| store.update(&record))?;
         }
         Ok(Some(record))
     }
@@ -88,11 +89,12 @@ impl Workspaces {
     pub(super) async fn remove(&self, mut record: Record, lock: RecordLock) -> Result<(), EngineError> {
         point("delete-locked");
         record.state = RecordState::Deleting;
-        self.db(|store| store.update(&record))?;
+        self.db_to_free(|store| store.update(&record))?;
         point("delete-announced");
         self.erase(&record).await?;
         point("delete-erased");
         lock.remove();
+        self.inner.reserve.keep();
         Ok(())
     }
 
@@ -100,8 +102,8 @@ impl Workspaces {
     pub(super) async fn end_machine(&self, machine_id: &str) -> Result<(), EngineError> {
         match self.inner.engine.machine(machine_id).await {
             Ok(machine) => machine.end().await,
-            Err(error) if error.code() == ErrorCode::NotFound => {
-                // A VM process that has not answered yet is not found either: wait for its word, or for its end.
+            Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::Timeout) => {
+                // A VM process that does not listen yet is not found either: wait for its word, or for its end.
                 self.inner.engine.end_by_lock(machine_id).await
             }
             Err(error) => Err(error),
@@ -135,6 +137,16 @@ impl Workspaces {
         record.machine_id.as_deref().is_some_and(|machine| run_dir::is_live(&self.inner.engine.paths().run, machine))
     }
 
+    /// Whether a machine runs on a disk of a directory, or may do so.
+    fn is_run_on(&self, dir: &Path) -> bool {
+        let run = &self.inner.engine.paths().run;
+        run_dir::live(run).into_iter().any(|machine| match MachineConfig::read(&run.join(machine)) {
+            Ok(config) => config.disk.is_some_and(|disk| disk.starts_with(dir)),
+            // It is of another pyro, or ends just now.
+            Err(_) => true,
+        })
+    }
+
     /// Undoes or finishes what other processes left in the middle, of records of any kind, and removes files that belong
     /// to no record. What fails is left for the next look.
     pub(super) async fn tidy(&self) {
@@ -158,7 +170,13 @@ impl Workspaces {
                 && let Ok(Some(lock)) = RecordLock::try_take(&self.inner.dir, id)
                 && orphan(self)
             {
-                let _ = fs::remove_dir_all(self.record_dir(id));
+                let dir = self.record_dir(id);
+                // No row, and yet a machine runs: the row is what is missing, as from a database that was put back.
+                if self.is_run_on(&dir) {
+                    tracing::warn!(record = %id, "a machine may run on the disk of a record that is not there");
+                    continue;
+                }
+                let _ = fs::remove_dir_all(dir);
                 lock.remove();
             }
         }
@@ -177,6 +195,6 @@ impl Workspaces {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(EngineError::io(format_args!("remove `{}`", dir.display()), &e)),
         }
-        self.db(|store| store.remove(&record.id))
+        self.db_to_free(|store| store.remove(&record.id))
     }
 }

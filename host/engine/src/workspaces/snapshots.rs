@@ -1,9 +1,14 @@
 //! Saved trees of a workspace, and its disk.
 
-use std::{fs::File, io, os::unix::fs::OpenOptionsExt};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    time::{Duration, Instant},
+};
 
 use super::{
-    BASELINE, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces,
+    BASELINE, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces, disk_lock,
     failpoint::point,
     lifecycle::{blocking, new_tree},
     store::{Intent, Record},
@@ -116,21 +121,72 @@ impl Workspaces {
         self.open_file(&self.record_dir(id).join(snapshot.file))
     }
 
-    /// Returns the raw root disk of a workspace that is not started: an ext4 file system.
+    /// Returns the raw root disk of a workspace that is not started: an ext4 file system. As long as the open file
+    /// lives, or a copy of it, the workspace does not start on that disk.
     ///
     /// # Errors
-    /// `invalid_state` while it is started, `not_found`, `expired`, `io`.
+    /// `invalid_state` while it is started, `conflict` while it is being started, `not_found`, `expired`, `io`.
     pub async fn disk(&self, id: &str) -> Result<File, EngineError> {
         let record = self.current(id, RecordKind::Workspace).await?;
-        if record.state == RecordState::Started {
-            return Err(EngineError::new(
-                ErrorCode::InvalidState,
-                format!("workspace '{id}' must be stopped before its disk is read"),
-            )
-            .with_hint("stop it with workspace_stop"));
+        stopped(&record)?;
+        let name = record.view.id.clone();
+        let file = self.open_file(&self.record_dir(&name).join(record.disk.clone().unwrap_or_default()))?;
+        if !disk_lock::share(&file).map_err(|e| EngineError::io(format_args!("lock the disk of '{name}'"), &e))? {
+            return Err(being_started(&record));
         }
-        self.open_file(&self.record_dir(id).join(record.disk.unwrap_or_default()))
+        // A start announces itself before it looks for readers. So one that did not see this lock is in the row by now,
+        // and one that is not in the row yet sees it.
+        let now = self.row(id, RecordKind::Workspace)?;
+        stopped(&now)?;
+        match now.intent {
+            Some(Intent::Start { .. }) => Err(being_started(&now)),
+            // Reset and stopped again meanwhile: what is open here is the disk that was.
+            _ if now.disk != record.disk => Err(being_started(&now)),
+            _ => Ok(file),
+        }
     }
+
+    /// Refuses to start on a disk that is being read: a reader would see it half written.
+    pub(super) async fn unread(&self, record: &Record, disk: &str) -> Result<(), EngineError> {
+        let path = self.record_dir(&record.id).join(disk);
+        let failed = |e: &io::Error| EngineError::io(format_args!("lock `{}`", path.display()), e);
+        let file = File::options().read(true).write(true).open(&path).map_err(|e| failed(&e))?;
+        let begun = Instant::now();
+        while !disk_lock::try_alone(&file).map_err(|e| failed(&e))? {
+            if begun.elapsed() > READER_WAIT {
+                return Err(EngineError::new(
+                    ErrorCode::Conflict,
+                    format!("the disk of workspace '{}' is being read", record.id),
+                )
+                .with_hint("wait for workspace_disk_export to end, or cancel it")
+                .retry_may_help());
+            }
+            tokio::time::sleep(READER_PAUSE).await;
+        }
+        Ok(())
+    }
+}
+
+/// How long a start waits for those who read its disk, and the pause between two looks. A list or a file is read in
+/// less; an export may take minutes.
+const READER_WAIT: Duration = Duration::from_secs(1);
+const READER_PAUSE: Duration = Duration::from_millis(20);
+
+fn stopped(record: &Record) -> Result<(), EngineError> {
+    if record.state == RecordState::Started {
+        return Err(EngineError::new(
+            ErrorCode::InvalidState,
+            format!("workspace '{}' must be stopped before its disk is read", record.id),
+        )
+        .with_hint("stop it with workspace_stop"));
+    }
+    Ok(())
+}
+
+fn being_started(record: &Record) -> EngineError {
+    EngineError::new(ErrorCode::Conflict, format!("workspace '{}' is being started", record.id))
+        .with_hint("stop it with workspace_stop before its disk is read")
+        .retry_may_help()
 }
 
 /// Returns how many entries a tar has, and the bytes of its files. The names of its entries are not looked at.

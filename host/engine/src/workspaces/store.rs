@@ -102,6 +102,24 @@ pub enum StoreError {
         /// What the key names.
         what: String,
     },
+    /// The database is new, and the records that are there already cannot be moved away.
+    #[error("set aside the records of a lost state database")]
+    Records(#[source] std::io::Error),
+}
+
+impl StoreError {
+    /// Returns whether the database had no room. Its index of the log is a file of its own that grows by another way,
+    /// whose refusals SQLite calls an I/O error.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => error.sqlite_error().is_some_and(|error| {
+                error.code == rusqlite::ErrorCode::DiskFull
+                    || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+            }),
+            Self::Records(error) => error.kind() == std::io::ErrorKind::StorageFull,
+            Self::Unreadable { .. } | Self::Newer { .. } | Self::Exists { .. } => false,
+        }
+    }
 }
 
 /// What a record is.
@@ -321,12 +339,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the database at `path`, making it when it is not there.
+    /// Opens the database at `path`, making it when it is not there. `anew` runs before a database that is made can be
+    /// used by anybody.
     ///
     /// # Errors
     ///
     /// When it cannot be opened, is damaged, or was written by a newer pyro.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, anew: impl FnOnce() -> std::io::Result<()>) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
@@ -338,6 +357,7 @@ impl Store {
             let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
             if version == 0 {
+                anew().map_err(StoreError::Records)?;
                 transaction.execute_batch(SCHEMA)?;
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             }
@@ -789,7 +809,7 @@ mod tests {
 
     fn open() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("state.db")).unwrap();
+        let store = Store::open(&dir.path().join("state.db"), || Ok(())).unwrap();
         (dir, store)
     }
 
@@ -842,7 +862,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     // As another process would: with a connection of its own.
-                    let store = Store::open(&dir.path().join("state.db")).unwrap();
+                    let store = Store::open(&dir.path().join("state.db"), || Ok(())).unwrap();
                     for _ in 0..25 {
                         store.add_command("a", &command("x")).unwrap();
                     }
@@ -862,7 +882,7 @@ mod tests {
     fn a_newer_database_is_refused() {
         let (dir, store) = open();
         store.lock().pragma_update(None, "user_version", 7).unwrap();
-        let error = Store::open(&dir.path().join("state.db")).unwrap_err();
+        let error = Store::open(&dir.path().join("state.db"), || Ok(())).unwrap_err();
         assert_eq!(error.to_string(), "the state database has version 7, and this pyro knows up to 1");
     }
 
@@ -871,6 +891,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         std::fs::write(&path, vec![7_u8; 8192]).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::Sqlite(_))));
+        assert!(matches!(Store::open(&path, || Ok(())), Err(StoreError::Sqlite(_))));
     }
 }

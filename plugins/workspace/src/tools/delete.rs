@@ -32,7 +32,12 @@ impl Tool for WorkspaceDelete {
     }
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
-        open(&arguments.workspace_id)?.delete()?;
+        match open(&arguments.workspace_id) {
+            Ok(workspace) => workspace.delete()?,
+            // Its time was over, so that looking at it deleted it: that is what was asked for.
+            Err(error) if error.code == "expired" => {}
+            Err(error) => return Err(error),
+        }
         Ok(Output { workspace_id: arguments.workspace_id, deleted: true, reason: "explicit_delete".to_owned() })
     }
 }
