@@ -6,6 +6,9 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use pyro_tests::{Client, Home};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::{Value, json};
 
 const CLEAN: Duration = Duration::from_secs(10);
@@ -320,6 +323,109 @@ fn commands_go_on_in_the_background() {
     let unknown = home.run(&["workspace", "background", "output", id, "0123456789ab"]);
     unknown.expect_code(1);
     assert!(unknown.stderr.contains(&handle), "{}", unknown.stderr);
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}
+
+#[test]
+fn a_service_that_is_waited_for_may_be_ended_and_replaced() {
+    let home = Home::new();
+    let id = ok(&home, &["workspace", "create", "debian:12", "--id-only"]);
+    let id = id.trim();
+    let status = |name: &str| json_of(&home, &["workspace", "service", "status", id, name]);
+    let until_running = |name: &str| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !home.run(&["workspace", "service", "status", id, name, "--json"]).text().contains("\"running\"") {
+            assert!(Instant::now() < deadline, "{name} does not run");
+        }
+    };
+    let start = ["workspace", "service", "start", id];
+    let waiting = |name: &str, ready: &str, seconds: &str| {
+        let options = ["--json", "--ready-command", ready, "--ready-timeout-seconds", seconds, "--", "sleep 1000"];
+        home.start(&[&start[..], &[name], &options].concat())
+    };
+
+    // One that is stopped while it is waited for was stopped, whoever asks.
+    let mut pending = waiting("web", "sleep 0.2; false", "60");
+    until_running("web");
+    let stopped = json_of(&home, &["workspace", "service", "stop", id, "web"]);
+    assert_eq!((&stopped["state"], &stopped["stop_reason"]), (&json!("stopped"), &json!("sigterm")), "{stopped}");
+    let mut told = String::new();
+    pending.child.stdout.take().expect("a pipe").read_to_string(&mut told).expect("text");
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!((&told["state"], &told["stop_reason"]), (&json!("stopped"), &json!("sigterm")), "{told}");
+    assert_eq!(status("web")["stop_reason"], "sigterm");
+
+    // What comes after it under its name is not its own. Its command is over when its time is, too.
+    let mut pending = waiting("web", "touch looked; sleep 8; false", "4");
+    until_running("web");
+    ok(&home, &["workspace", "exec", id, "--", "while [ ! -e looked ]; do sleep 0.1; done"]);
+    ok(&home, &["workspace", "service", "stop", id, "web"]);
+    let next = json_of(&home, &[&start[..], &["web", "--", "sleep 1000"]].concat());
+    let mut told = String::new();
+    pending.child.stderr.take().expect("a pipe").read_to_string(&mut told).expect("text");
+    assert!(told.contains("anew"), "{told}");
+    let there = status("web");
+    assert_eq!((&there["state"], &there["pid"]), (&json!("running"), &next["pid"]), "{there}");
+    assert_eq!(there.get("stop_reason"), None);
+
+    // Nothing is started for an address that is none, and a command that hangs takes no longer than was given.
+    home.run(&[&start[..], &["bad", "--ready-http", "http://a b", "--", "sleep 1000"]].concat()).expect_code(1);
+    home.run(&["workspace", "service", "status", id, "bad"]).expect_code(1);
+    let late = json_of(
+        &home,
+        &[&start[..], &["late", "--ready-command", "sleep 1000", "--ready-timeout-seconds", "1", "--", "sleep 1000"]]
+            .concat(),
+    );
+    assert_eq!((&late["state"], &late["stop_reason"]), (&json!("failed"), &json!("readiness_timeout")), "{late}");
+    let took = late["ended_at"].as_f64().zip(late["started_at"].as_f64()).map(|(end, start)| end - start);
+    assert!(took.is_some_and(|seconds| (0.9..6.0).contains(&seconds)), "{late}");
+
+    // A service that ends by itself leaves no port behind, though no service tool looks.
+    let web = ["brief", "--publish", "8000", "--", "while [ ! -e go ]; do sleep 0.1; done"];
+    json_of(&home, &[&start[..], &web].concat());
+    let count = || json_of(&home, &["workspace", "port", "list", id])["count"].clone();
+    assert_eq!(count(), 1);
+    ok(&home, &["workspace", "exec", id, "--", "touch go"]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while count() != 0 {
+        assert!(Instant::now() < deadline, "the port is still there");
+    }
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let home = Home::new();
+    let id = ok(&home, &["workspace", "create", "debian:12", "--id-only"]);
+    let id = id.trim();
+    let shell = ok(&home, &["workspace", "shell", "open", id, "--id-only"]);
+    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129), (Signal::INT, 130)] {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&master).expect("it is ours");
+        unlockpt(&master).expect("it is ours");
+        let name = ptsname(&master, Vec::new()).expect("it has a name").into_string().expect("text");
+        let terminal = || fs::File::options().read(true).write(true).open(&name).expect("it is there");
+        // One that is too small for a shell is no reason not to attach.
+        tcsetwinsize(&master, Winsize { ws_row: 3, ws_col: 10, ws_xpixel: 0, ws_ypixel: 0 }).expect("it has a size");
+        let ours = terminal();
+        let is_raw =
+            || !tcgetattr(&ours).expect("it has settings").local_modes.contains(LocalModes::ICANON | LocalModes::ECHO);
+        assert!(!is_raw());
+        let mut command = home.command(&["workspace", "shell", "attach", id, shell.trim()]);
+        let mut child = command.stdin(terminal()).stdout(terminal()).spawn().expect("the binary runs");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !is_raw() {
+            assert!(Instant::now() < deadline, "{signal:?}: it does not attach");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let pid = Pid::from_child(&child);
+        kill_process(pid, signal).expect("it runs");
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.code(), Some(code), "{status}");
+        assert!(!is_raw(), "{signal:?}");
+    }
     ok(&home, &["workspace", "delete", id]);
     home.expect_clean_within(CLEAN);
 }

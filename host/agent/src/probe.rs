@@ -1,7 +1,9 @@
 //! Probes: whether something is ready. Each is one attempt, made by a worker.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pyro_agent_protocol::{Done, Readiness, codes};
@@ -69,8 +71,18 @@ impl<'a> Address<'a> {
 }
 
 fn connect(host: &str, port: u16, until: Instant) -> Option<TcpStream> {
-    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().ok()?.collect();
-    addresses.iter().find_map(|address| TcpStream::connect_timeout(address, left(until)?).ok())
+    let name = host.to_owned();
+    let addresses = within(until, move || (name.as_str(), port).to_socket_addrs().ok())??;
+    addresses.into_iter().find_map(|address| TcpStream::connect_timeout(&address, left(until)?).ok())
+}
+
+/// Returns what `look_up` returns, if it does so in time. A resolver has limits of its own, which are longer than ours and
+/// cannot be set: what comes too late is for nobody.
+fn within<T: Send + 'static>(until: Instant, look_up: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, found) = mpsc::sync_channel(1);
+    let name = thread::Builder::new().name("resolver".to_owned());
+    name.spawn(move || sender.send(look_up())).ok()?;
+    found.recv_timeout(left(until)?).ok()
 }
 
 fn status(address: &Address<'_>, until: Instant) -> Option<u16> {
@@ -134,6 +146,15 @@ mod tests {
             assert_eq!(parsed(bad), None, "{bad}");
         }
         assert_eq!(parsed("http://a/\r\nX: y"), None);
+    }
+
+    #[test]
+    fn a_name_that_nobody_answers_for_takes_no_longer_than_the_probe() {
+        let began = Instant::now();
+        let until = began + Duration::from_millis(50);
+        assert_eq!(within(until, || thread::sleep(Duration::from_secs(5))), None);
+        assert!(began.elapsed() < Duration::from_secs(2));
+        assert_eq!(within(Instant::now() + Duration::from_secs(20), || 7), Some(7));
     }
 
     #[test]

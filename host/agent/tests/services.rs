@@ -168,11 +168,42 @@ fn services_are_listed_annotated_and_bounded() {
     assert_eq!(agent.ask(Op::ServiceStatus(named("a"))).service().meta.len(), 2);
 
     for number in 3..32 {
-        start(&agent, &format!("n{number}"), "true").service();
+        start(&agent, &format!("n{number}"), "sleep 1000").service();
     }
     assert_eq!(start(&agent, "more", "true").code(), codes::LIMIT_EXCEEDED);
-    wait(&agent, "n3");
-    start(&agent, "n3", "true").service();
+    stop(&agent, "n3", 1000).service();
+    start(&agent, "n3", "sleep 1000").service();
+}
+
+#[test]
+fn what_ended_first_makes_room() {
+    let agent = Agent::without_cgroups();
+    let names = || -> Vec<String> {
+        agent.ask(Op::ServiceList(NoArguments {})).services.into_iter().map(|service| service.name).collect()
+    };
+    for number in 0..32 {
+        start(&agent, &format!("n{number:02}"), "sleep 1000").service();
+    }
+    // Not in the order they were started.
+    for name in ["n07", "n03"] {
+        stop(&agent, name, 1000).service();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Nothing goes for one that cannot start, nor for one that takes the place of its predecessor.
+    let mut request = config(&agent, "bad", "true");
+    request.cwd = "/no/such".into();
+    assert_eq!(agent.ask(Op::ServiceStart(request)).code(), codes::INVALID_CWD);
+    start(&agent, "n03", "true").service();
+    wait(&agent, "n03");
+    assert!(names().len() == 32 && names().contains(&"n07".to_owned()), "{:?}", names());
+
+    start(&agent, "more", "sleep 1000").service();
+    assert_eq!(agent.ask(Op::ServiceStatus(named("n07"))).code(), codes::NOT_FOUND);
+    assert!(!agent.ask(Op::ServiceStatus(named("n03"))).service().running);
+    start(&agent, "still", "sleep 1000").service();
+    assert_eq!(agent.ask(Op::ServiceStatus(named("n03"))).code(), codes::NOT_FOUND);
+    assert_eq!(names().len(), 32);
+    assert_eq!(start(&agent, "too-many", "true").code(), codes::LIMIT_EXCEEDED);
 }
 
 #[test]

@@ -73,35 +73,14 @@ pub fn start(guest: &Guest, line: &str, cwd: &str, env: Vec<(String, String)>) -
         log_limit_bytes: OUTPUT_LIMIT,
         meta: vec![("command".to_owned(), line.to_owned())],
     };
-    match services::start(guest.machine(), &config) {
-        Ok(_) => Ok(handle),
-        // The guest keeps a bounded number, with those that have ended: one that nobody reads any more makes room.
-        Err(error) if error.code == "limit_exceeded" && forget_oldest(guest)? => {
-            services::start(guest.machine(), &config)?;
-            Ok(handle)
-        }
-        Err(error) => Err(error.into()),
-    }
+    services::start(guest.machine(), &config)?;
+    Ok(handle)
 }
 
 /// One output in the order it was written, with line numbers and syntax errors of the line as it was given.
 fn program(line: &str) -> Program {
     let words = ["/bin/sh", "-c", r#"exec 2>&1; exec /bin/sh -lc "$1""#, "sh", line];
     Program::Argv(words.map(str::to_owned).into())
-}
-
-/// Forgets the command that ended first; false when all run.
-fn forget_oldest(guest: &Guest) -> Result<bool, ToolError> {
-    let ended = services::list(guest.machine())?
-        .into_iter()
-        .filter(|info| info.name.starts_with(MARK) && !info.running)
-        .min_by(|one, other| one.ended_at.unwrap_or_default().total_cmp(&other.ended_at.unwrap_or_default()));
-    let Some(ended) = ended else { return Ok(false) };
-    match services::remove(guest.machine(), &ended.name) {
-        // Somebody else was quicker, and made room too.
-        Err(error) if error.code != "not_found" => Err(error.into()),
-        _ => Ok(true),
-    }
 }
 
 /// Returns the name of a command's process.

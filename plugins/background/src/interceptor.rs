@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pyro_plugin_guest::{Guest, check_command, directory, invalid, workspace_root};
+use pyro_plugin_guest::{Guest, check_command, check_kept_command, directory, invalid, workspace_root};
 use pyro_plugin_sdk::{Amendment, Call, Decision, Human, Interceptor, JsonSchema, ToolError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -95,6 +95,7 @@ impl Interceptor for Background {
 /// Refuses what a command without a caller cannot have.
 fn check(arguments: &Arguments) -> Result<(), ToolError> {
     check_command(&arguments.command)?;
+    check_kept_command("command", &[&arguments.command])?;
     if arguments.stdin.is_some() {
         return Err(invalid("stdin and background cannot be used together")
             .with_hint("write the input to a file and redirect it: command < file"));
@@ -125,6 +126,7 @@ mod tests {
             (json!({ "stdin": "" }), "stdin and"),
             (json!({ "timeout_seconds": 5 }), "timeout_seconds and"),
             (json!({ "command": " " }), "command is empty"),
+            (json!({ "command": "x".repeat(40_000) }), "command: 40000 bytes"),
         ] {
             let error = check(&arguments(extra)).unwrap_err();
             assert!(error.message.starts_with(word) && error.hint.is_some(), "{error:?}");

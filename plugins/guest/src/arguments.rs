@@ -8,6 +8,10 @@ use crate::workspace::invalid;
 /// Characters of a name that is kept.
 const MAX_NAME: usize = 64;
 
+/// Bytes of the command lines that are kept with a process that outlives its call. The guest keeps 32 KiB with each, and
+/// there is more to keep than they: its directory, the names of its secrets, how it ended.
+const MAX_KEPT_COMMAND: usize = 26 * 1024;
+
 /// The arguments of a tool that only needs to know which workspace.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -61,9 +65,33 @@ pub fn name(argument: &str, name: &str) -> Result<String, ToolError> {
     Ok(name.to_owned())
 }
 
+/// Refuses command lines that are too long to be kept with the process that they are of, before it is started;
+/// `arguments` names them in the error.
+///
+/// # Errors
+/// `invalid_argument`.
+pub fn check_kept_command(arguments: &str, lines: &[&str]) -> Result<(), ToolError> {
+    let bytes: usize = lines.iter().map(|line| line.len()).sum();
+    if bytes > MAX_KEPT_COMMAND {
+        let message = format!("{arguments}: {bytes} bytes are more than the {MAX_KEPT_COMMAND} kept with a process");
+        return Err(invalid(message).with_hint("write it to a file in /workspace and run that"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::name;
+    use super::{MAX_KEPT_COMMAND, check_kept_command, name};
+
+    #[test]
+    fn a_command_that_cannot_be_kept_is_refused() {
+        let longest = "x".repeat(MAX_KEPT_COMMAND);
+        assert_eq!(check_kept_command("command", &[&longest]), Ok(()));
+        let error = check_kept_command("command", &[&longest, "y"]).unwrap_err();
+        assert_eq!(error.code, "invalid_argument");
+        assert!(error.message.starts_with("command: 26625 bytes"), "{}", error.message);
+        assert!(error.hint.is_some_and(|hint| hint.contains("file in /workspace")));
+    }
 
     #[test]
     fn names_are_checked_before_anything_is_done() {

@@ -12,7 +12,7 @@ mod files;
 mod signatures;
 mod workspace;
 
-pub use arguments::{OneWorkspace, defaults, name, workspace_root};
+pub use arguments::{OneWorkspace, check_kept_command, defaults, name, workspace_root};
 pub use artifact::Artifact;
 pub use blob::{BlobReader, bytes, reader};
 pub use command::{Ran, ShellLine, check_command, directory};

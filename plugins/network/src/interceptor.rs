@@ -7,7 +7,7 @@ use pyro_plugin_sdk::{Amendment, Call, Decision, Flag, Interceptor, JsonSchema, 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::ports::{Port, PortInput, check, of_service};
+use crate::ports::{Port, PortInput, check, of_service, settled};
 
 /// The tool that makes a workspace.
 const CREATE: &str = "workspace_create";
@@ -124,15 +124,11 @@ impl Interceptor for Network {
         if tool == START && is_running(result) {
             publish(&guest, result, &starting(arguments)?.published_ports)?;
         }
-        let published = host_ports::list(guest.machine())?;
+        let published = settled(&guest)?;
         if let Some(Value::Array(services)) = result.get_mut("services") {
-            for service in services {
-                if let Value::Object(service) = service {
-                    settle(&guest, service, &published)?;
-                }
-            }
+            services.iter_mut().filter_map(Value::as_object_mut).for_each(|service| tell(service, &published));
         } else {
-            settle(&guest, result, &published)?;
+            tell(result, &published);
         }
         Ok(Some(outcome))
     }
@@ -155,14 +151,23 @@ fn publish(guest: &Guest, service: &mut Map<String, Value>, ports: &[PortInput])
         let Err(error) = host_ports::publish(guest.machine(), port.guest_port, port.host_port, Some(&name)) else {
             continue;
         };
-        services::stop(guest.machine(), &name, GRACE_MS)?;
-        let note = [("stop_reason".to_owned(), "published_port_failed".to_owned())];
-        let info = services::annotate(guest.machine(), &name, &note)?;
+        // Another call may have ended it meanwhile, and started another of its name.
+        let there = services::status(guest.machine(), &name)?;
+        let is_this = there.running && there.pid.map(u64::from) == service.get("pid").and_then(Value::as_u64);
+        let info = if is_this {
+            let note = [("stop_reason".to_owned(), "published_port_failed".to_owned())];
+            services::annotate(guest.machine(), &name, &note)?;
+            services::stop(guest.machine(), &name, GRACE_MS)?
+        } else {
+            there
+        };
         service.insert("state".to_owned(), json!("failed"));
         service.insert("stop_reason".to_owned(), json!("published_port_failed"));
         service.insert("error".to_owned(), json!(error.message));
-        service.insert("ended_at".to_owned(), json!(info.ended_at));
         service.shift_remove("pid");
+        if let Some(ended_at) = info.ended_at {
+            service.insert("ended_at".to_owned(), json!(ended_at));
+        }
         if let Some(exit_code) = info.exit_code {
             service.insert("exit_code".to_owned(), json!(exit_code));
         }
@@ -171,21 +176,11 @@ fn publish(guest: &Guest, service: &mut Map<String, Value>, ports: &[PortInput])
     Ok(())
 }
 
-/// Says what ports a service has. One that does not run keeps none.
-fn settle(guest: &Guest, service: &mut Map<String, Value>, published: &[Published]) -> Result<(), ToolError> {
-    let Some(name) = service.get("service_name").and_then(Value::as_str) else { return Ok(()) };
-    let mut ports = of_service(published, name);
-    if !is_running(service) {
-        for port in ports.drain(..) {
-            match host_ports::unpublish(guest.machine(), port.host_port) {
-                // Somebody else was quicker.
-                Err(error) if error.code == "not_found" => {}
-                other => other?,
-            }
-        }
-    }
+/// Says what ports a service has.
+fn tell(service: &mut Map<String, Value>, published: &[Published]) {
+    let Some(name) = service.get("service_name").and_then(Value::as_str) else { return };
+    let ports = of_service(published, name);
     service.insert("published_ports".to_owned(), serde_json::to_value(ports).unwrap_or_default());
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use pyro_plugin_guest::invalid;
-use pyro_plugin_sdk::vm::ports::Published;
+use pyro_plugin_guest::{Guest, invalid};
+use pyro_plugin_sdk::vm::ports::{self as host_ports, Published};
+use pyro_plugin_sdk::vm::services::{self, ServiceInfo};
 use pyro_plugin_sdk::{JsonSchema, ToolError};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,37 @@ pub fn check(ports: &[PortInput]) -> Result<(), ToolError> {
     Ok(())
 }
 
+/// Returns the published ports, after those of services that do not run were withdrawn: nobody is told when one ends.
+///
+/// # Errors
+/// Those of the host. A component that may not ask for services leaves the ports as they are.
+pub fn settled(guest: &Guest) -> Result<Vec<Published>, ToolError> {
+    // In this order: a service that is started meanwhile runs before it has a port.
+    let published = host_ports::list(guest.machine())?;
+    if published.iter().all(|port| port.owner.is_none()) {
+        return Ok(published);
+    }
+    let services = match services::list(guest.machine()) {
+        Err(error) if error.code == "denied" => return Ok(published),
+        services => services?,
+    };
+    let (ended, kept): (Vec<_>, Vec<_>) = published.into_iter().partition(|port| is_left(port, &services));
+    for port in ended {
+        match host_ports::unpublish(guest.machine(), port.host_port) {
+            // Somebody else was quicker.
+            Err(error) if error.code == "not_found" => {}
+            other => other?,
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether a port goes with a service that does not run.
+fn is_left(port: &Published, services: &[ServiceInfo]) -> bool {
+    let runs = |owner: &String| services.iter().any(|service| service.running && service.name == *owner);
+    port.owner.as_ref().is_some_and(|owner| !runs(owner))
+}
+
 /// Returns the ports that go with a service, sorted by guest port.
 pub fn of_service(published: &[Published], service: &str) -> Vec<Port> {
     let mut ports: Vec<Port> = published
@@ -80,14 +112,35 @@ mod tests {
         assert_eq!(error.message, "published_ports names host_port 8080 twice");
     }
 
-    #[test]
-    fn a_service_has_its_own_ports() {
-        let published = |guest_port, owner: Option<&str>| Published {
+    fn published(guest_port: u16, owner: Option<&str>) -> Published {
+        Published {
             guest_port,
             host: "127.0.0.1".into(),
             host_port: guest_port + 8000,
             owner: owner.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_port_is_left_when_its_service_does_not_run() {
+        let service = |name: &str, running| ServiceInfo {
+            name: name.to_owned(),
+            pid: None,
+            running,
+            started_at: 1.0,
+            ended_at: None,
+            exit_code: None,
+            signal: None,
+            meta: Vec::new(),
         };
+        let services = [service("web", true), service("db", false)];
+        for (owner, left) in [(Some("web"), false), (None, false), (Some("db"), true), (Some("forgotten"), true)] {
+            assert_eq!(is_left(&published(80, owner), &services), left, "{owner:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_has_its_own_ports() {
         let all = [published(90, Some("web")), published(80, Some("web")), published(70, None)];
         let ports: Vec<u16> = of_service(&all, "web").into_iter().map(|port| port.guest_port).collect();
         assert_eq!(ports, [80, 90]);

@@ -53,7 +53,7 @@ impl Probe {
         match kind {
             "file" => Some(Probe::File(target.to_owned())),
             "command" => Some(Probe::Command(target.to_owned())),
-            "http" => target.starts_with("http://").then(|| Probe::Http(target.to_owned())),
+            "http" => is_http(target).then(|| Probe::Http(target.to_owned())),
             "tcp" => {
                 let (host, port) = target.rsplit_once(':')?;
                 let port = port.parse().ok().filter(|port| *port > 0)?;
@@ -82,9 +82,44 @@ impl Probe {
     }
 }
 
+/// Whether the guest's agent takes an address: it says so only once the service runs.
+fn is_http(address: &str) -> bool {
+    const SCHEME: &str = "http://";
+    if address.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+        return false;
+    }
+    let Some((start, rest)) = address.split_at_checked(SCHEME.len()) else { return false };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let parts = match authority.strip_prefix('[') {
+        Some(inner) => inner.split_once(']').map(|(host, port)| (host, port.strip_prefix(':').unwrap_or(port))),
+        None => Some(authority.split_once(':').unwrap_or((authority, ""))),
+    };
+    start.eq_ignore_ascii_case(SCHEME)
+        && !authority.contains('@')
+        && parts.is_some_and(|(host, port)| !host.is_empty() && (port.is_empty() || port.parse::<u16>().is_ok()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The same addresses as in the agent's `probe.rs`.
+    #[test]
+    fn an_address_is_refused_before_anything_is_started() {
+        let http = |target| Probe::new(None, None, Some(target), None);
+        for good in
+            ["http://localhost", "HTTP://127.0.0.1:8080/a?b=c#d", "http://[::1]:81?x", "http://[::1]/", "http://a:#x"]
+        {
+            assert_eq!(http(good), Ok(Some(Probe::Http(good.to_owned()))), "{good}");
+        }
+        for bad in
+            ["https://x", "x", "", "http://", "http:///x", "http://a:99999", "http://a b", "http://u@h", "http://[::1"]
+        {
+            let error = http(bad).unwrap_err();
+            assert_eq!(error.code, "invalid_argument", "{bad}");
+        }
+        assert!(http("http://a/\r\nX: y").is_err());
+    }
 
     #[test]
     fn one_probe_is_made_of_the_arguments() {

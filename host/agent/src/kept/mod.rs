@@ -23,7 +23,7 @@ use terminal::Terminal;
 
 /// The most terminals, with those that have ended and are not closed.
 const MAX_TERMINALS: usize = 16;
-/// The most services, with those that have ended and are not removed.
+/// The most services, with those that have ended and are still kept.
 const MAX_SERVICES: usize = 32;
 /// The longest wait of one read.
 const READ_WAIT: Duration = Duration::from_secs(10);
@@ -123,7 +123,8 @@ impl Kept {
         Ok(Wait::Close(tenant.number))
     }
 
-    /// Starts a service.
+    /// Starts a service. When there is no place, the one that ended first is forgotten: those that ended are kept for
+    /// whoever still reads them, and nobody need remove them.
     ///
     /// # Errors
     /// What to answer: nothing was started.
@@ -138,15 +139,21 @@ impl Kept {
         {
             return Err(error(codes::ALREADY_EXISTS, format!("service `{}` runs already", request.name)));
         }
-        if same.is_none() && self.services.len() >= MAX_SERVICES {
-            let message = format!("the guest has {MAX_SERVICES} services already, which is the limit");
-            return Err(error(codes::LIMIT_EXCEEDED, message));
-        }
+        let replaced = match same {
+            None if self.services.len() >= MAX_SERVICES => {
+                let Some(at) = self.ended_first() else {
+                    let message = format!("the guest runs {MAX_SERVICES} services already, which is the limit");
+                    return Err(error(codes::LIMIT_EXCEEDED, message));
+                };
+                Some(at)
+            }
+            same => same,
+        };
         let number = self.number();
         let service = Service::start(request, Token::kept(number), context)?;
         let frame = GuestFrame::Service(Box::new(service.status()));
         // The finished one goes only when the new one runs.
-        if let Some(at) = same {
+        if let Some(at) = replaced {
             self.services.remove(at);
         }
         self.services.push(Tenant { number, what: service });
@@ -347,6 +354,13 @@ impl Kept {
     fn number(&mut self) -> u32 {
         self.next = self.next.wrapping_add(1);
         self.next
+    }
+
+    /// Returns where the service is that ended before all others; none when all run.
+    fn ended_first(&self) -> Option<usize> {
+        let ends = self.services.iter().map(|tenant| tenant.what.process().end());
+        let ended = ends.enumerate().filter_map(|(at, end)| Some((at, end?.at_ms)));
+        ended.min_by_key(|(_, at_ms)| *at_ms).map(|(at, _)| at)
     }
 
     fn terminal(&mut self, id: &str) -> Result<&mut Tenant<Terminal>, ErrorReply> {

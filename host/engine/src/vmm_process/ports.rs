@@ -16,12 +16,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pyro_agent_protocol::AGENT_PORT;
 use pyro_vmm::vsock::VsockHandle;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     error::{EngineError, ErrorCode},
@@ -33,8 +33,13 @@ use crate::{
 const MAX_PORTS: usize = 64;
 /// Connections through all ports of one machine; more wait in the listeners' queues.
 const MAX_CONNECTIONS: usize = 128;
+/// Connections through one port: a server that hangs leaves room for the others.
+const MAX_OF_PORT: usize = MAX_CONNECTIONS / 2;
 /// Longest name of an owner, in bytes.
 const MAX_OWNER: usize = 128;
+/// How long a client that has said everything waits for a byte of its answer. Whether it still waits cannot be seen: one
+/// that has closed its socket looks the same until something is sent to it.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long the guest may take to connect to its own port.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes on their way in one direction.
@@ -47,8 +52,8 @@ pub(crate) struct Ports {
     ports: Vec<Port>,
     /// How many connections there are.
     open: Arc<AtomicUsize>,
-    /// Becomes readable when one has ended.
-    ended: Arc<OwnedFd>,
+    /// Becomes readable when one has ended, or may be cut to make room.
+    news: Arc<OwnedFd>,
 }
 
 struct Port {
@@ -57,18 +62,27 @@ struct Port {
     connections: Arc<Connections>,
 }
 
-/// The clients' ends of a port's connections, to be cut when it is withdrawn.
+/// A port's connections.
 #[derive(Default)]
 struct Connections {
-    streams: Mutex<(u64, BTreeMap<u64, TcpStream>)>,
+    all: Mutex<(u64, BTreeMap<u64, Connection>)>,
+}
+
+struct Connection {
+    /// The client's end, to be cut.
+    client: TcpStream,
+    /// Since when no byte has moved, of one whose client has said everything.
+    silent_since: Option<Instant>,
+    /// It was cut, and ends.
+    cut: bool,
 }
 
 impl Ports {
     /// # Errors
     /// What the system says.
     pub(crate) fn new() -> io::Result<Self> {
-        let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { ports: Vec::new(), open: Arc::default(), ended: Arc::new(ended) })
+        let news = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { ports: Vec::new(), open: Arc::default(), news: Arc::new(news) })
     }
 
     /// Listens on a port of 127.0.0.1.
@@ -119,9 +133,7 @@ impl Ports {
                 .with_hint("port_list shows the published ports")
         })?;
         let port = self.ports.remove(at);
-        for stream in port.connections.lock().1.values() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        port.connections.lock().1.values_mut().for_each(Connection::cut);
         Ok(())
     }
 
@@ -130,19 +142,35 @@ impl Ports {
         self.ports.iter().map(|port| port.info.clone()).collect()
     }
 
-    /// Returns what is to be polled for reading: the listeners while there is room for a connection, and what tells that
-    /// there is room again.
+    /// Returns what is to be polled for reading: the listeners that there is or can be made room for, and what tells of
+    /// more room.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let room = self.open.load(Ordering::Acquire) < MAX_CONNECTIONS;
-        let listeners = self.ports.iter().filter(move |_| room).map(|port| port.listener.as_fd());
-        listeners.chain([self.ended.as_fd()])
+        let listeners = self.ports.iter().filter(|port| !matches!(self.room(port), Room::None));
+        listeners.map(|port| port.listener.as_fd()).chain([self.news.as_fd()])
     }
 
     /// Accepts whoever waits.
     pub(crate) fn accept(&self, vsock: &VsockHandle) {
-        let _ = rustix::io::read(&self.ended, &mut [0; 8]);
+        let vsock = vsock.clone();
+        self.accept_for(&move |port| connect(&vsock, port));
+    }
+
+    /// Accepts whoever waits; `reach` connects to a port of the guest.
+    fn accept_for(&self, reach: &(impl Fn(u16) -> Result<UnixStream, EngineError> + Clone + Send + 'static)) {
+        let _ = rustix::io::read(&self.news, &mut [0; 8]);
         for port in &self.ports {
-            while self.open.load(Ordering::Acquire) < MAX_CONNECTIONS {
+            loop {
+                match self.room(port) {
+                    Room::Free => {}
+                    // Its place is free when its thread has ended, which tells.
+                    Room::Cut(connections, number) if port.is_awaited() => {
+                        if let Some(connection) = connections.lock().1.get_mut(&number) {
+                            connection.cut();
+                        }
+                        break;
+                    }
+                    Room::Cut(..) | Room::None => break,
+                }
                 let client = match port.listener.accept() {
                     Ok((client, _)) => client,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -153,14 +181,23 @@ impl Ports {
                     }
                 };
                 self.open.fetch_add(1, Ordering::AcqRel);
-                let place = Place { open: Arc::clone(&self.open), ended: Arc::clone(&self.ended) };
-                let (connections, vsock, guest_port) =
-                    (Arc::clone(&port.connections), vsock.clone(), port.info.guest_port);
+                let place = Place { open: Arc::clone(&self.open), news: Arc::clone(&self.news) };
+                let (connections, reach, guest_port) =
+                    (Arc::clone(&port.connections), reach.clone(), port.info.guest_port);
                 // Before the thread runs: one that is withdrawn meanwhile must find this connection to cut.
                 let Ok(number) = connections.add(&client) else { continue };
                 let begun = std::thread::Builder::new().name("port".to_owned()).stack_size(STACK).spawn(move || {
-                    let _place = place;
-                    serve(&client, &vsock, guest_port);
+                    let silent = |since| {
+                        let known = connections
+                            .lock()
+                            .1
+                            .get_mut(&number)
+                            .and_then(|connection| std::mem::replace(&mut connection.silent_since, Some(since)));
+                        if known.is_none() {
+                            place.tell();
+                        }
+                    };
+                    serve(&client, guest_port, reach, silent);
                     connections.lock().1.remove(&number);
                 });
                 if let Err(e) = begun {
@@ -170,43 +207,107 @@ impl Ports {
             }
         }
     }
+
+    /// Returns what there is for another connection through a port.
+    fn room(&self, port: &Port) -> Room<'_> {
+        let full = self.open.load(Ordering::Acquire) >= MAX_CONNECTIONS;
+        let own = self.ports.iter().filter(|other| std::ptr::eq(*other, port));
+        if port.connections.lock().1.len() >= MAX_OF_PORT {
+            return longest_silent(own);
+        }
+        if full { longest_silent(self.ports.iter()) } else { Room::Free }
+    }
+}
+
+/// What there is for another connection.
+enum Room<'a> {
+    /// A place.
+    Free,
+    /// The place of one that can be cut.
+    Cut(&'a Connections, u64),
+    /// None, or one that was cut is about to end.
+    None,
+}
+
+/// Returns the connection of these ports that has been silent longest, if none of theirs was cut already.
+fn longest_silent<'a>(ports: impl Iterator<Item = &'a Port>) -> Room<'a> {
+    let mut longest: Option<(Instant, &Connections, u64)> = None;
+    for port in ports {
+        for (number, connection) in &port.connections.lock().1 {
+            if connection.cut {
+                return Room::None;
+            }
+            if let Some(since) = connection.silent_since
+                && longest.is_none_or(|(longest, ..)| since < longest)
+            {
+                longest = Some((since, &port.connections, *number));
+            }
+        }
+    }
+    longest.map_or(Room::None, |(_, connections, number)| Room::Cut(connections, number))
+}
+
+impl Port {
+    /// Whether a client waits to be accepted.
+    fn is_awaited(&self) -> bool {
+        let mut fds = [PollFd::new(&self.listener, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl Connection {
+    fn cut(&mut self) {
+        self.cut = true;
+        let _ = self.client.shutdown(Shutdown::Both);
+    }
 }
 
 /// One of the connections that there may be.
 struct Place {
     open: Arc<AtomicUsize>,
-    ended: Arc<OwnedFd>,
+    news: Arc<OwnedFd>,
+}
+
+impl Place {
+    fn tell(&self) {
+        // Fails only when the counter is full, and then the descriptor is readable anyway.
+        let _ = rustix::io::write(&self.news, &1_u64.to_ne_bytes());
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::AcqRel);
-        // Fails only when the counter is full, and then the descriptor is readable anyway.
-        let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
+        self.tell();
     }
 }
 
 impl Connections {
-    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, TcpStream>)> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, Connection>)> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a connection and returns its number.
     fn add(&self, client: &TcpStream) -> io::Result<u64> {
-        let end = client.try_clone()?;
-        let mut streams = self.lock();
-        streams.0 += 1;
-        let number = streams.0;
-        streams.1.insert(number, end);
+        let connection = Connection { client: client.try_clone()?, silent_since: None, cut: false };
+        let mut all = self.lock();
+        all.0 += 1;
+        let number = all.0;
+        all.1.insert(number, connection);
         Ok(number)
     }
 }
 
-fn serve(client: &TcpStream, vsock: &VsockHandle, guest_port: u16) {
+fn serve(
+    client: &TcpStream,
+    guest_port: u16,
+    reach: impl Fn(u16) -> Result<UnixStream, EngineError>,
+    silent: impl FnMut(Instant),
+) {
     // A client that the guest does not want sees its connection closed, as with any proxy.
-    match connect(vsock, guest_port) {
+    match reach(guest_port) {
         Ok(guest) => {
-            if let Err(e) = relay(client, &guest) {
+            if let Err(e) = relay(client, &guest, SILENCE_LIMIT, silent) {
                 tracing::debug!(port = guest_port, error = %e, "a connection was cut");
             }
         }
@@ -230,13 +331,15 @@ fn connect(vsock: &VsockHandle, port: u16) -> Result<UnixStream, EngineError> {
     Ok(stream)
 }
 
-/// Passes bytes both ways until both directions have ended, each in its own time.
-fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
+/// Passes bytes both ways until both directions have ended, each in its own time, or until nothing has moved for `limit`
+/// after the client has said everything; `silent` hears since when that is.
+fn relay(client: &TcpStream, guest: &UnixStream, limit: Duration, mut silent: impl FnMut(Instant)) -> io::Result<()> {
     client.set_nonblocking(true)?;
     guest.set_nonblocking(true)?;
     let _ = client.set_nodelay(true);
     let mut inward = Direction::new();
     let mut outward = Direction::new();
+    let mut silent_since: Option<Instant> = None;
     while !(inward.ended && outward.ended) {
         // What each side is waited for. A side whose own bytes are still to be delivered is not looked at until they are,
         // or its end would wake every poll.
@@ -253,7 +356,12 @@ fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
         let polled = sides.iter().filter(|(_, wanted, ended)| *ended || !wanted.is_empty());
         let mut fds: Vec<PollFd<'_>> =
             polled.clone().map(|(fd, wanted, _)| PollFd::from_borrowed_fd(*fd, *wanted)).collect();
-        match poll(&mut fds, None) {
+        let left = silent_since.map(|since| limit.saturating_sub(since.elapsed()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let wait = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, wait.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -262,8 +370,13 @@ fn relay(client: &TcpStream, guest: &UnixStream) -> io::Result<()> {
         if polled.zip(&fds).any(|((_, wanted, _), fd)| wanted.is_empty() && gone(fd)) {
             return Ok(());
         }
-        inward.pass(client, guest, |guest| guest.shutdown(Shutdown::Write))?;
-        outward.pass(guest, client, |client| client.shutdown(Shutdown::Write))?;
+        let mut moved = inward.pass(client, guest, |guest| guest.shutdown(Shutdown::Write))?;
+        moved |= outward.pass(guest, client, |client| client.shutdown(Shutdown::Write))?;
+        if inward.ended && (moved || silent_since.is_none()) {
+            let now = Instant::now();
+            silent_since = Some(now);
+            silent(now);
+        }
     }
     Ok(())
 }
@@ -284,36 +397,40 @@ impl Direction {
         self.from == self.to
     }
 
-    /// Passes on what can be passed without waiting.
-    fn pass<R, W>(&mut self, mut from: &R, mut to: &W, end: impl FnOnce(&W) -> io::Result<()>) -> io::Result<()>
+    /// Passes on what can be passed without waiting. Returns whether a byte was.
+    fn pass<R, W>(&mut self, mut from: &R, mut to: &W, end: impl FnOnce(&W) -> io::Result<()>) -> io::Result<bool>
     where
         for<'a> &'a R: Read,
         for<'a> &'a W: Write,
     {
+        let mut moved = false;
         while !self.ended {
             if self.is_empty() {
                 match from.read(&mut self.buffer) {
                     Ok(0) => {
                         self.ended = true;
                         return match end(to) {
-                            Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
-                            done => done,
+                            Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(e),
+                            _ => Ok(moved),
                         };
                     }
                     Ok(count) => (self.from, self.to) = (0, count),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(moved),
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                     Err(e) => return Err(e),
                 }
             }
             match to.write(self.buffer.get(self.from..self.to).unwrap_or_default()) {
-                Ok(count) => self.from += count,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(count) => {
+                    self.from += count;
+                    moved = true;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(moved),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(moved)
     }
 }
 
@@ -361,7 +478,95 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let accepted = listener.accept().unwrap().0;
         let (guest, inside) = UnixStream::pair().unwrap();
-        (client, inside, std::thread::spawn(move || relay(&accepted, &guest)))
+        let limit = Duration::from_millis(300);
+        (client, inside, std::thread::spawn(move || relay(&accepted, &guest, limit, |_| ())))
+    }
+
+    #[test]
+    fn a_client_that_has_said_everything_waits_only_so_long() {
+        let (client, mut inside, relay) = relayed();
+        client.shutdown(Shutdown::Write).unwrap();
+        // As long as something comes it goes on.
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(100));
+            inside.write_all(b"x").unwrap();
+        }
+        assert!(!relay.is_finished());
+        let begun = Instant::now();
+        assert_eq!(relay.join().unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= Duration::from_millis(200));
+        drop((client, inside));
+
+        // One that may still say something waits as long as it likes.
+        let (client, inside, relay) = relayed();
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(!relay.is_finished());
+        drop((client, inside));
+        let _ = relay.join().unwrap();
+    }
+
+    /// A server that takes connections and never says a word: the guest's ends are kept.
+    fn hung() -> impl Fn(u16) -> Result<UnixStream, EngineError> + Clone + Send + 'static {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        move |_| {
+            let (guest, inside) = UnixStream::pair().unwrap();
+            kept.lock().unwrap().push(inside);
+            Ok(guest)
+        }
+    }
+
+    /// Turns the loop until `done`, for a while at most.
+    fn turn_until(
+        ports: &Ports,
+        reach: &(impl Fn(u16) -> Result<UnixStream, EngineError> + Clone + Send + 'static),
+        done: impl Fn() -> bool,
+    ) {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{} connections", ports.open.load(Ordering::Acquire));
+            let mut fds: Vec<PollFd<'_>> =
+                ports.descriptors().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+            if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 })).unwrap() > 0 {
+                drop(fds);
+                ports.accept_for(reach);
+            }
+        }
+    }
+
+    #[test]
+    fn a_hung_server_leaves_room_for_others_and_for_who_comes_after_its_clients() {
+        let mut ports = Ports::new().unwrap();
+        let published: Vec<u16> = (0..3).map(|_| ports.publish(80, None, None).unwrap().host_port).collect();
+        let (ports, reach) = (&ports, hung());
+        let dial = |at: usize| TcpStream::connect((Ipv4Addr::LOCALHOST, published[at])).unwrap();
+        let count = |at: usize| ports.ports[at].connections.lock().1.len();
+
+        // One port takes half of the places and no more.
+        let mut clients: Vec<TcpStream> = (0..MAX_OF_PORT + 3).map(|_| dial(0)).collect();
+        turn_until(ports, &reach, || count(0) == MAX_OF_PORT);
+        clients.extend((0..5).map(|_| dial(1)));
+        turn_until(ports, &reach, || count(1) == 5);
+        assert_eq!(count(0), MAX_OF_PORT);
+
+        // All places are taken, by clients that are there.
+        clients.extend((5..MAX_OF_PORT).map(|_| dial(1)));
+        turn_until(ports, &reach, || count(1) == MAX_OF_PORT);
+        let late = dial(2);
+        for _ in 0..10 {
+            ports.accept_for(&reach);
+        }
+        assert_eq!(count(2), 0);
+
+        // When they have gone the server hangs as before: who comes gets the places of theirs.
+        drop(clients);
+        turn_until(ports, &reach, || count(2) == 1);
+        let later = dial(2);
+        turn_until(ports, &reach, || count(2) == 2);
+        assert!(ports.open.load(Ordering::Acquire) <= MAX_CONNECTIONS);
+        // And not one more of theirs is cut while nobody comes.
+        turn_until(ports, &reach, || ports.ports.iter().all(|port| !port.is_awaited()));
+        assert!(count(0) + count(1) >= MAX_CONNECTIONS - 3, "{} and {}", count(0), count(1));
+        drop((late, later));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `port_list`.
 
 use pyro_plugin_guest::{Guest, OneWorkspace};
-use pyro_plugin_sdk::vm::ports::{self, Published};
+use pyro_plugin_sdk::vm::ports::Published;
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Serialize;
 
-use crate::ports::Port;
+use crate::ports::{Port, settled};
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Output {
@@ -51,7 +51,7 @@ impl Tool for PortList {
 
     fn call(arguments: OneWorkspace, _call: &Call) -> Result<Output, ToolError> {
         let guest = Guest::open(&arguments.workspace_id, Self::NAME)?;
-        let mut ports: Vec<OwnedPort> = ports::list(guest.machine())?.into_iter().map(OwnedPort::from).collect();
+        let mut ports: Vec<OwnedPort> = settled(&guest)?.into_iter().map(OwnedPort::from).collect();
         ports.sort_by_key(|port| port.port.host_port);
         Ok(Output { workspace_id: arguments.workspace_id, count: ports.len(), ports })
     }

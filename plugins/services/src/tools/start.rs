@@ -1,6 +1,6 @@
 //! `service_start`.
 
-use pyro_plugin_guest::{Guest, invalid, name, path, workspace_root};
+use pyro_plugin_guest::{Guest, check_kept_command, invalid, name, path, workspace_root};
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
@@ -79,6 +79,10 @@ fn notes(arguments: &Arguments) -> Result<Notes, ToolError> {
     if arguments.command.trim().is_empty() {
         return Err(invalid("command must not be empty"));
     }
+    match &arguments.ready_command {
+        None => check_kept_command("command", &[&arguments.command])?,
+        Some(ready) => check_kept_command("command and ready_command", &[&arguments.command, ready])?,
+    }
     Ok(Notes {
         command: arguments.command.clone(),
         cwd: path(&arguments.cwd)?,
@@ -92,4 +96,25 @@ fn notes(arguments: &Arguments) -> Result<Notes, ToolError> {
         ready_interval_ms: arguments.ready_interval_ms,
         ..Notes::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_kept_is_refused_before_anything_is_started() {
+        let with = |command: &str, ready: Option<&str>| {
+            let all = serde_json::json!({
+                "workspace_id": "w", "service_name": "web", "command": command, "ready_command": ready,
+            });
+            notes(&serde_json::from_value(all).unwrap())
+        };
+        assert!(with("serve", Some("test -e up")).is_ok());
+        let long = "x".repeat(20_000);
+        assert!(with(&long, None).is_ok());
+        assert_eq!(with(&long.repeat(2), None).unwrap_err().code, "invalid_argument");
+        let error = with(&long, Some(&long)).unwrap_err();
+        assert!(error.message.starts_with("command and ready_command: 40000 bytes"), "{}", error.message);
+    }
 }

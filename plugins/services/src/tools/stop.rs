@@ -5,6 +5,7 @@ use pyro_plugin_sdk::vm::services::{self, ServiceInfo};
 use pyro_plugin_sdk::{Call, Cli, Hints, Human, JsonSchema, Tool, ToolError};
 use serde::Deserialize;
 
+use crate::notes::Notes;
 use crate::shape::{Service, failed};
 
 /// Between TERM and KILL.
@@ -53,9 +54,19 @@ pub fn stop(guest: &Guest, workspace_id: &str, name: &str) -> Result<ServiceInfo
     if !info.running {
         return Ok(info);
     }
+    // Noted first: who waits for the service sees with its end that it did not end by itself. Another reason that is
+    // there is of a start that has given it up.
+    let noted = Notes::read(&info.meta).stop_reason.filter(|noted| noted != reason(None)).is_some();
+    let note =
+        |reason: &str| services::annotate(guest.machine(), name, &[("stop_reason".to_owned(), reason.to_owned())]);
+    if !noted {
+        note(reason(None)).map_err(told)?;
+    }
     let ended = services::stop(guest.machine(), name, GRACE_MS).map_err(told)?;
-    let reason = reason(ended.signal.as_deref());
-    services::annotate(guest.machine(), name, &[("stop_reason".to_owned(), reason.to_owned())]).map_err(told)
+    match reason(ended.signal.as_deref()) {
+        "sigkill" if !noted => note("sigkill").map_err(told),
+        _ => Ok(ended),
+    }
 }
 
 /// A process that ended itself on TERM was stopped by it all the same.

@@ -4,6 +4,7 @@
 //! exists where a profile has them, and what it shows is redacted as theirs is.
 
 use std::io::{IsTerminal, Read};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use clap::{Arg, ArgMatches, Command};
 use pyro::{CallOptions, Toolbox};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use serde_json::{Map, Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::failure::Failure;
 use crate::printer::Printer;
@@ -28,6 +29,13 @@ const DETACH: u8 = 0x1d;
 const PAUSE_MS: (u64, u64) = (10, 100);
 /// How long after the last key somebody still types.
 const TYPING: Duration = Duration::from_secs(3);
+
+/// How long pyro has to end by itself after a signal.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// What `shell_open` and `shell_resize` take.
+const COLS: RangeInclusive<u16> = 20..=500;
+/// Rows too.
+const ROWS: RangeInclusive<u16> = 5..=200;
 
 /// Says whether a profile has what it takes.
 pub fn is_possible(toolbox: &Toolbox) -> bool {
@@ -70,15 +78,61 @@ pub async fn run(toolbox: &Toolbox, matches: &ArgMatches, printer: &Arc<Printer>
         }
     };
     printer.note(&format!("attached to shell {} of workspace {workspace}; Ctrl-] detaches", shell.id));
-    let _raw = RawTerminal::enter()?;
-    let ended = session(&shell, printer).await;
-    drop(_raw);
+    // Before the terminal is raw: none of them may come when it is and nobody waits for them.
+    let signals = StopSignals::listen()?;
+    let raw = RawTerminal::enter()?;
+    let stopped = signals.watch(RawTerminal(raw.0.clone()));
+    let ended = tokio::select! {
+        ended = session(&shell, printer) => ended,
+        // The terminal may be what has gone: nothing is said.
+        Ok(exit_code) = stopped => return Ok(exit_code),
+    };
+    drop(raw);
     printer.data("\n");
     match ended? {
         Some(exit_code) => Ok(u8::try_from(exit_code & 0xff).unwrap_or(1)),
         None => {
             printer.note(&format!("detached; `pyro workspace shell attach {workspace} {}` comes back", shell.id));
             Ok(0)
+        }
+    }
+}
+
+/// The signals that would end pyro and leave the terminal raw. The keys that send one are the shell's meanwhile.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> std::io::Result<StopSignals> {
+        Ok(StopSignals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns what tells the exit code for the first of them. When that is not enough, as while the terminal takes no
+    /// output, a second one or a short time ends the process.
+    fn watch(mut self, terminal: RawTerminal) -> oneshot::Receiver<u8> {
+        let (sender, first) = oneshot::channel();
+        tokio::spawn(async move {
+            let exit_code = self.next().await;
+            let _ = sender.send(exit_code);
+            let _ = tokio::time::timeout(STOP_LIMIT, self.next()).await;
+            drop(terminal);
+            std::process::exit(i32::from(exit_code));
+        });
+        first
+    }
+
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+            _ = self.hangup.recv() => 129,
         }
     }
 }
@@ -170,11 +224,18 @@ impl Shell<'_> {
     }
 }
 
+/// Returns the size for the shell of this terminal.
 fn size() -> (u16, u16) {
-    match tcgetwinsize(std::io::stdout().as_fd()) {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col, size.ws_row),
-        _ => (80, 24),
+    let size = tcgetwinsize(std::io::stdout().as_fd()).ok();
+    shell_size(size.map_or((0, 0), |size| (size.ws_col, size.ws_row)))
+}
+
+/// Returns the size nearest to a terminal's that a shell can have. One that tells none is as most are.
+fn shell_size((cols, rows): (u16, u16)) -> (u16, u16) {
+    if cols == 0 || rows == 0 {
+        return (80, 24);
     }
+    (cols.clamp(*COLS.start(), *COLS.end()), rows.clamp(*ROWS.start(), *ROWS.end()))
 }
 
 /// Returns what is typed. The thread that reads ends with the process: a read of a terminal cannot be interrupted.
@@ -209,5 +270,23 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         // A terminal that is gone needs no settings.
         let _ = tcsetattr(std::io::stdin().as_fd(), OptionalActions::Now, &self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_size;
+
+    #[test]
+    fn any_terminal_has_a_size_that_a_shell_takes() {
+        for (terminal, shell) in [
+            ((100, 30), (100, 30)),
+            ((10, 3), (20, 5)),
+            ((800, 300), (500, 200)),
+            ((0, 0), (80, 24)),
+            ((0, 30), (80, 24)),
+        ] {
+            assert_eq!(shell_size(terminal), shell, "{terminal:?}");
+        }
     }
 }
