@@ -6,7 +6,9 @@
 //! Large files (disks, trees, secret values) stay beside the database; a row
 //! names them, and a file that no row names is rubbish.
 
+use std::fs::{OpenOptions, Permissions};
 use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -346,8 +348,13 @@ impl Store {
     ///
     /// When it cannot be opened, is damaged, or was written by a newer pyro.
     pub fn open(path: &Path, anew: impl FnOnce() -> std::io::Result<()>) -> Result<Self, StoreError> {
+        // SQLite makes its other files with the mode of this one. A failure is SQLite's to tell.
+        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        drop(made.and_then(|file| file.set_permissions(Permissions::from_mode(0o600))));
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY)?;
+        // Of a workspace that is deleted no command and no output is left in free pages.
+        connection.pragma_update(None, "secure_delete", true)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update(None, "foreign_keys", true)?;
@@ -811,6 +818,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("state.db"), || Ok(())).unwrap();
         (dir, store)
+    }
+
+    #[test]
+    fn what_was_deleted_is_nowhere_in_the_files_and_they_are_private() {
+        let (dir, store) = open();
+        store.insert(&sample("a")).unwrap();
+        let long = "a-command-of-its-own ".repeat(2000);
+        for _ in 0..20 {
+            store.add_command("a", &command(&long)).unwrap();
+        }
+        store.remove("a").unwrap();
+        drop(store);
+        let mut files = 0;
+        for entry in std::fs::read_dir(dir.path()).unwrap().flatten() {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            assert!(!bytes.windows(20).any(|part| part == b"a-command-of-its-own"), "{:?}", entry.file_name());
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.file_name());
+            files += 1;
+        }
+        assert!(files > 0);
     }
 
     #[test]
