@@ -192,7 +192,7 @@ impl Ports {
                             .lock()
                             .1
                             .get_mut(&number)
-                            .and_then(|connection| std::mem::replace(&mut connection.silent_since, Some(since)));
+                            .and_then(|connection| connection.silent_since.replace(since));
                         if known.is_none() {
                             place.tell();
                         }
