@@ -144,7 +144,7 @@ impl Checker {
     fn shown(&self, violation: &ValidationError<'_>, path: &str) -> String {
         let property = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         let schema = self.schema.pointer(&format!("/properties/{property}")).map(Value::to_string).unwrap_or_default();
-        let refers = || schema.contains("\"$ref\"") && self.schema.get("$defs").is_some_and(|defs| writes_only(defs));
+        let refers = || schema.contains("\"$ref\"") && self.schema.get("$defs").is_some_and(writes_only);
         match &**violation.instance() {
             Value::String(_) if schema.contains(WRITE_ONLY) || refers() => "a text".to_owned(),
             value => shown(value),
