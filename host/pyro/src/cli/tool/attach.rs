@@ -13,9 +13,10 @@ use clap::{Arg, ArgMatches, Command};
 use pyro::{CallOptions, Toolbox};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use serde_json::{Map, Value, json};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use super::signals::StopSignals;
 use crate::failure::Failure;
 use crate::printer::Printer;
 
@@ -81,7 +82,7 @@ pub async fn run(toolbox: &Toolbox, matches: &ArgMatches, printer: &Arc<Printer>
     // Before the terminal is raw: none of them may come when it is and nobody waits for them.
     let signals = StopSignals::listen()?;
     let raw = RawTerminal::enter()?;
-    let stopped = signals.watch(RawTerminal(raw.0.clone()));
+    let stopped = watch(signals, RawTerminal(raw.0.clone()));
     let ended = tokio::select! {
         ended = session(&shell, printer) => ended,
         // The terminal may be what has gone: nothing is said.
@@ -98,43 +99,19 @@ pub async fn run(toolbox: &Toolbox, matches: &ArgMatches, printer: &Arc<Printer>
     }
 }
 
-/// The signals that would end pyro and leave the terminal raw. The keys that send one are the shell's meanwhile.
-struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl StopSignals {
-    fn listen() -> std::io::Result<StopSignals> {
-        Ok(StopSignals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Returns what tells the exit code for the first of them. When that is not enough, as while the terminal takes no
-    /// output, a second one or a short time ends the process.
-    fn watch(mut self, terminal: RawTerminal) -> oneshot::Receiver<u8> {
-        let (sender, first) = oneshot::channel();
-        tokio::spawn(async move {
-            let exit_code = self.next().await;
-            let _ = sender.send(exit_code);
-            let _ = tokio::time::timeout(STOP_LIMIT, self.next()).await;
-            drop(terminal);
-            std::process::exit(i32::from(exit_code));
-        });
-        first
-    }
-
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-            _ = self.hangup.recv() => 129,
-        }
-    }
+/// Returns what tells the exit code for the first of the signals that would end pyro and leave the terminal raw; the keys
+/// that send one are the shell's meanwhile. When that is not enough, as while the terminal takes no output, a second one
+/// or a short time ends the process.
+fn watch(mut signals: StopSignals, terminal: RawTerminal) -> oneshot::Receiver<u8> {
+    let (sender, first) = oneshot::channel();
+    tokio::spawn(async move {
+        let exit_code = signals.next().await;
+        let _ = sender.send(exit_code);
+        let _ = tokio::time::timeout(STOP_LIMIT, signals.next()).await;
+        drop(terminal);
+        std::process::exit(i32::from(exit_code));
+    });
+    first
 }
 
 /// Carries bytes both ways. Returns the shell's exit code, and none when the person detached.

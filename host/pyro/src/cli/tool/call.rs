@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use clap::ArgMatches;
 use pyro::{CallInput, CallObserver, CallOptions, OutputStream, ToolDef, Toolbox};
 use serde_json::{Map, Value};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::show::{self, Way};
+use super::signals::StopSignals;
 use crate::failure::{EXIT_FAILURE, EXIT_RUN_FAILURE, EXIT_TIMEOUT, Failure};
 use crate::printer::Printer;
 
@@ -46,7 +46,7 @@ pub async fn call(
     let asked = arguments.get("timeout_seconds").and_then(Value::as_u64);
     let outcome = tokio::select! {
         biased;
-        exit_code = stop.first() => {
+        exit_code = first_of(&mut stop) => {
             printer.end_progress();
             let what = if form.streams { "interrupted: the command is ended" } else { "interrupted" };
             printer.note(what);
@@ -120,41 +120,16 @@ impl CallObserver for Observer {
     }
 }
 
-/// The signals that ask pyro to stop.
-struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl StopSignals {
-    fn listen() -> std::io::Result<StopSignals> {
-        Ok(StopSignals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+/// Returns the exit code for the first signal. A second one ends the process at once, whatever holds it up.
+async fn first_of(signals: &mut StopSignals) -> u8 {
+    let exit_code = signals.next().await;
+    if let Ok(mut again) = StopSignals::listen() {
+        tokio::spawn(async move {
+            let exit_code = again.next().await;
+            std::process::exit(i32::from(exit_code));
+        });
     }
-
-    /// Returns the exit code for the first signal. A second one ends the process at once, whatever holds it up.
-    async fn first(&mut self) -> u8 {
-        let exit_code = self.next().await;
-        if let Ok(mut again) = StopSignals::listen() {
-            tokio::spawn(async move {
-                let exit_code = again.next().await;
-                std::process::exit(i32::from(exit_code));
-            });
-        }
-        exit_code
-    }
-
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-            _ = self.hangup.recv() => 129,
-        }
-    }
+    exit_code
 }
 
 /// Keeps the status line moving. Never ends.

@@ -7,6 +7,7 @@ mod arguments;
 mod attach;
 mod call;
 mod show;
+mod signals;
 
 use std::ffi::OsString;
 use std::sync::Arc;
