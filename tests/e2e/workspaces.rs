@@ -495,6 +495,107 @@ fn secrets_go_with_a_restart_and_stay_hidden_when_replaced() {
     home.expect_clean_within(CLEAN);
 }
 
+/// What people have in files, and what terminals and encoders make of it.
+#[test]
+fn secrets_of_files_are_hidden_however_they_are_printed() {
+    const KEY: &str = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqhkiG\n9w0BAQEFAASCBKcwggSj\n-----END KEY-----\n";
+    let home = Home::new();
+    let key = home.path().join("key.pem");
+    fs::write(&key, KEY).expect("the home is writable");
+    let token = home.path().join("token");
+    fs::write(&token, format!("{SECRET}-of-a-file\n")).expect("the home is writable");
+    let id = ok(&home, &["workspace", "create", "debian:12", "--id-only"]);
+    let id = id.trim();
+    for (name, file) in [("KEY", &key), ("FILE", &token)] {
+        let file = file.to_str().expect("a path of text");
+        ok(&home, &["workspace", "secret", "set", id, name, "--value-file", file]);
+    }
+    let line = "cd /run/pyro-secrets; echo \"https://u:$(cat FILE)@h\"; sed 's/^/log: /' KEY; base64 KEY; cat KEY";
+    let run = ok(&home, &["workspace", "exec", id, "--", line]);
+    assert!(run.starts_with("https://u:[REDACTED]@h\n"), "{run}");
+    for part in [SECRET, "MIIEvQ", "9w0BAQ", "LS0tLS1CRUdJTi", "TUlJRXZR"] {
+        assert!(!run.contains(part), "{part}: {run}");
+    }
+    let shell = ok(&home, &["workspace", "shell", "open", id, "--id-only"]);
+    let shell = shell.trim();
+    let input = "cat /run/pyro-secrets/KEY; grep --color=always word /run/pyro-secrets/FILE; echo done";
+    ok(&home, &["workspace", "shell", "write", id, shell, "--input", input]);
+    let read = json_of(&home, &["workspace", "shell", "read", id, shell, "--plain", "--wait-for-idle-ms", "700"]);
+    let output = read["output"].as_str().expect("a text");
+    assert!(output.contains("[REDACTED]") && output.contains("done"), "{output}");
+    assert!(!output.contains("MIIEvQ") && !output.contains(SECRET), "{output}");
+
+    // One that is set while a command runs is in neither what it says nor the history.
+    let mut command = home.start(&[
+        "workspace",
+        "exec",
+        id,
+        "--json",
+        "--",
+        "while ! cat /run/pyro-secrets/LATE; do sleep 0.1; done",
+    ]);
+    std::thread::sleep(Duration::from_secs(1));
+    ok(&home, &["workspace", "secret", "set", id, "LATE", "--value", "late-to-the-party"]);
+    assert!(command.wait_within(CLEAN).success());
+    let logs = ok(&home, &["workspace", "logs", id, "--json"]);
+    assert!(logs.contains("[REDACTED]") && !logs.contains("late-to-the-party"), "{logs}");
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}
+
+/// The scopes that `docs/profiles.md` teaches, with built-in components.
+#[test]
+fn scopes_leave_what_they_allow() {
+    let home = Home::new();
+    let profile = home.path().join("narrow.toml");
+    fs::write(
+        &profile,
+        "schema = 1\nname = \"narrow\"\n\
+         [components.workspace-exec]\nsource = \"builtin:workspace-exec\"\n\
+         grants = { workspaces = {}, exec = { argv = [\"ls *\"] } }\n\
+         [components.files]\nsource = \"builtin:files\"\n\
+         grants = { workspaces = {}, files = { roots = [\"/workspace/src\"] } }\n",
+    )
+    .expect("the home is writable");
+    let profile = profile.to_str().expect("a path of text");
+    seed(&home);
+    let from = home.path().join("seed");
+    let from = from.to_str().expect("a path of text");
+    let id = ok(&home, &["workspace", "create", "debian:12", "--seed-path", from, "--id-only"]);
+    let id = id.trim();
+    ok(&home, &["workspace", "exec", id, "--", "ln -s ../notes.txt src/notes; ln -s /etc src/etc"]);
+    let run = |args: &[&str]| home.run(&[&["--profile", profile, "workspace"], args].concat());
+
+    assert_eq!(run(&["exec", id, "--", "ls src"]).expect_code(0).text(), "etc\nmain.py\nnotes\n");
+    for line in ["ls; id", "cat notes.txt", "ls $(id)", "A=1 ls"] {
+        let refused = run(&["exec", id, "--", line]);
+        refused.expect_code(125);
+        assert!(refused.stderr.contains("outside the grant `exec` (ls *)"), "{line}: {}", refused.stderr);
+    }
+
+    assert_eq!(run(&["file", "read", id, "src/main.py"]).expect_code(0).text(), "print('hello')\n");
+    run(&["file", "write", id, "src/new/file.txt", "--text", "new"]).expect_code(0);
+    run(&["file", "edit", id, "src/new/file.txt", "--old-text", "new", "--new-text", "old"]).expect_code(0);
+    assert!(run(&["file", "search", id, "old", "src"]).expect_code(0).text().contains("file.txt"));
+    run(&["file", "list", id, "src", "--recursive"]).expect_code(0);
+    for args in [
+        &["file", "read", id, "notes.txt"] as &[&str],
+        &["file", "read", id, "src/../notes.txt"],
+        &["file", "read", id, "src/notes"],
+        &["file", "read", id, "src/etc/hostname"],
+        &["file", "write", id, "src/etc/x", "--text", "x"],
+        &["file", "write", id, "other.txt", "--text", "x"],
+        &["file", "list", id],
+    ] {
+        let refused = run(args);
+        refused.expect_code(1);
+        assert!(refused.text().is_empty(), "{args:?}: {}", refused.text());
+    }
+    assert_eq!(ok(&home, &["workspace", "exec", id, "--", "ls; ls /etc/x 2>&1 | wc -l"]), "notes.txt\nsrc\n1\n");
+    ok(&home, &["workspace", "delete", id]);
+    home.expect_clean_within(CLEAN);
+}
+
 #[test]
 fn what_a_dead_machine_left_half_made_is_gone_at_the_next_start() {
     let home = Home::new();

@@ -248,7 +248,12 @@ fn rules_above(guest: &Guest, below: &str) -> Result<Vec<(String, bool, String)>
         directory = directory.rsplit_once('/').map_or("", |(parent, _)| parent);
         for (name, git) in [(".gitignore", true), (".ignore", false)] {
             let path = format!("{WORKSPACE}/{directory}/{name}").replace("//", "/");
-            if guest.find(&path)?.is_some_and(|entry| entry.kind == Kind::File) {
+            let found = match guest.find(&path) {
+                // Above the root that the profile grants: there are none for this search.
+                Err(error) if error.code == "denied" => return Ok(rules),
+                found => found?,
+            };
+            if found.is_some_and(|entry| entry.kind == Kind::File) {
                 let (text, _) = guest.read(&path, 0, 1 << 20)?;
                 rules.push((directory.to_owned(), git, String::from_utf8_lossy(&text).into_owned()));
             }
