@@ -18,8 +18,8 @@ use super::{
     journal,
     lock::RecordLock,
     none,
+    rows::{Intent, Record, RecordView, Seed},
     secrets::check_all,
-    store::{Intent, Record, RecordView, Seed},
     unix_now,
 };
 use crate::{

@@ -27,6 +27,7 @@ mod lifecycle;
 mod lock;
 mod recover;
 mod reserve;
+mod rows;
 mod secrets;
 mod snapshots;
 mod store;
@@ -41,11 +42,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub use rows::{CommandRow, NewCommand, RecordKind, RecordState, RecordView, SecretRow, Seed, SnapshotRow};
 pub use secrets::{NewSecret, SECRETS_PATH, SecretKind};
-pub use store::{CommandRow, NewCommand, RecordKind, RecordState, RecordView, SecretRow, Seed, SnapshotRow};
 
 use reserve::Reserve;
-use store::{Record, Store, StoreError};
+use rows::Record;
+use store::{Store, StoreError};
 
 use crate::{
     engine::Engine,

@@ -7,8 +7,9 @@ use super::{
     failpoint::point,
     lock::RecordLock,
     none,
+    rows::{Intent, Record},
     secrets::is_retired,
-    store::{Intent, Record, Store},
+    store::Store,
     unix_now,
 };
 use crate::{

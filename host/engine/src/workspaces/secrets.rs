@@ -22,7 +22,7 @@ use super::{
     RecordKind, RecordState, SecretRow, Workspaces,
     failpoint::point,
     lifecycle::blocking,
-    store::{Intent, Record},
+    rows::{Intent, Record},
     unix_now,
 };
 use crate::{

@@ -11,7 +11,7 @@ use super::{
     BASELINE, RecordKind, RecordState, SnapshotRow, WORKSPACE_PATH, Workspaces, disk_lock,
     failpoint::point,
     lifecycle::{blocking, new_tree},
-    store::{Intent, Record},
+    rows::{Intent, Record},
     unix_now,
 };
 use crate::{

@@ -7,7 +7,7 @@ use pyro_vmm::config::CpuConfig;
 use super::{
     RecordKind, RecordState, Workspaces,
     lock::RecordLock,
-    store::{Intent, Record, RecordView, Seed},
+    rows::{Intent, Record, sample},
     unix_now,
 };
 use crate::{
@@ -31,30 +31,10 @@ fn try_open(home: &Path) -> Result<Workspaces, EngineError> {
 /// Writes a stopped record with a disk.
 fn stopped(workspaces: &Workspaces, kind: RecordKind, expires_in: f64) -> Record {
     let now = unix_now();
-    let record = Record {
-        view: RecordView {
-            id: ID.to_owned(),
-            kind,
-            state: RecordState::Stopped,
-            name: None,
-            labels: Vec::new(),
-            environment: "debian:12".to_owned(),
-            environment_version: "1".to_owned(),
-            vcpu_count: 1,
-            mem_mib: 256,
-            ttl_seconds: 600,
-            created_at: now,
-            last_activity_at: now,
-            expires_at: now + expires_in,
-            execution_mode: "pending".to_owned(),
-            seed: Seed { mode: "empty".to_owned(), ..Seed::default() },
-            reset_count: 0,
-            last_reset_at: None,
-        },
-        intent: None,
-        machine_id: None,
-        disk: Some("disk.1".to_owned()),
-    };
+    let mut record = sample(ID);
+    (record.kind, record.state) = (kind, RecordState::Stopped);
+    record.expires_at = now + expires_in;
+    record.disk = Some("disk.1".to_owned());
     workspaces.db(|store| store.insert(&record)).unwrap();
     fs::create_dir(workspaces.record_dir(ID)).unwrap();
     fs::write(workspaces.record_dir(ID).join("disk.1"), b"a disk").unwrap();
