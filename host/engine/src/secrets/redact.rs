@@ -92,11 +92,14 @@ impl Redactor {
         patterns.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.alone.cmp(&b.alone)).then(b.joins.cmp(&a.joins)));
         patterns.dedup_by(|later, kept| later.bytes == kept.bytes);
         let longest = patterns.iter().map(|pattern| pattern.bytes.len()).max().unwrap_or(0);
-        let finder = AhoCorasick::builder()
-            .match_kind(MatchKind::Standard)
-            .kind(Some(AhoCorasickKind::NoncontiguousNFA))
-            .build(patterns.iter().map(Pattern::needle));
-        Self { finder: finder.ok(), patterns, longest }
+        // Most workspaces have no secrets, and each call makes one of these.
+        let finder = (!patterns.is_empty()).then(|| {
+            AhoCorasick::builder()
+                .match_kind(MatchKind::Standard)
+                .kind(Some(AhoCorasickKind::NoncontiguousNFA))
+                .build(patterns.iter().map(Pattern::needle))
+        });
+        Self { finder: finder.and_then(Result::ok), patterns, longest }
     }
 
     /// Whether there is nothing to look for.
