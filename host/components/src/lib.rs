@@ -31,3 +31,4 @@ pub use tool::{
     ToolOutcome,
 };
 pub use toolbox::{DEFAULT_MAX_CALLS, HostServices, Toolbox};
+pub use validate::holds_secret;

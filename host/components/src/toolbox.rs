@@ -17,7 +17,7 @@ use crate::runtime::{
     runtime,
 };
 use crate::tool::{CallOptions, ToolDef, ToolOutcome};
-use crate::validate::{Checker, Subject, drop_nulls, text_bytes, tidy_integers};
+use crate::validate::{Checker, Subject, drop_nulls, is_secret, text_bytes, tidy_integers};
 
 /// Calls at once when the profile says nothing; more wait for their turn.
 pub const DEFAULT_MAX_CALLS: u32 = 32;
@@ -249,14 +249,15 @@ impl Toolbox {
     /// be handed to `pyro:secrets`, which knows what it stands for. An argument holds such values where the schema says
     /// `writeOnly` and the component that brought it may keep secrets.
     fn hide_secrets(&self, slot: &ToolSlot, arguments: &mut Map<String, Value>, scope: &CallScope) {
-        let properties = slot.bound.def.input_schema.get("properties").and_then(Value::as_object);
+        let whole = &slot.bound.def.input_schema;
+        let properties = whole.get("properties").and_then(Value::as_object);
         for (name, value) in arguments {
             let of = slot.bound.interceptors.iter().find(|interceptor| interceptor.arguments.contains(name));
             let component = of.map_or(slot.bound.component, |interceptor| interceptor.component);
             let keeps =
                 self.shared.profile.components.get(component).is_some_and(|known| known.grants.secrets.is_some());
             if keeps && let Some(schema) = properties.and_then(|properties| properties.get(name)) {
-                hide(schema, value, &mut |text| scope.hide(text));
+                hide(whole, schema, value, &mut |text| scope.hide(text));
             }
         }
     }
@@ -497,24 +498,27 @@ impl ToolSlot {
     }
 }
 
-/// Replaces the texts that `schema` calls `writeOnly`.
-fn hide(schema: &Value, value: &mut Value, replace: &mut impl FnMut(String) -> String) {
+/// Replaces the texts that `schema`, a part of `whole`, calls secret.
+fn hide(whole: &Map<String, Value>, schema: &Value, value: &mut Value, replace: &mut impl FnMut(String) -> String) {
+    // References lead to `$defs` only, and a component is not loaded whose do not.
+    let name = schema.get("$ref").and_then(Value::as_str).and_then(|text| text.strip_prefix("#/$defs/"));
+    let schema = name.and_then(|name| whole.get("$defs")?.get(name)).unwrap_or(schema);
     match value {
-        Value::String(text) if schema.get("writeOnly") == Some(&Value::Bool(true)) => {
+        Value::String(text) if is_secret(schema) => {
             *text = replace(std::mem::take(text));
         }
         Value::Object(object) => {
             for (name, value) in object {
                 let known = schema.get("properties").and_then(|properties| properties.get(name));
                 if let Some(schema) = known.or_else(|| schema.get("additionalProperties")) {
-                    hide(schema, value, replace);
+                    hide(whole, schema, value, replace);
                 }
             }
         }
         Value::Array(items) => {
             for value in items {
                 if let Some(schema) = schema.get("items") {
-                    hide(schema, value, replace);
+                    hide(whole, schema, value, replace);
                 }
             }
         }
@@ -548,20 +552,22 @@ mod tests {
             "secret": secret,
             "list": { "items": item },
             "map": { "additionalProperties": secret },
+            "shared": { "items": { "$ref": "#/$defs/item" } },
         } });
+        let whole = json!({ "$defs": { "item": item } });
         let mut value = json!({
             "plain": "a", "secret": "b", "list": [{ "name": "n", "value": "c" }, { "name": "m", "value": null }],
-            "map": { "k": "d" },
+            "map": { "k": "d" }, "shared": [{ "name": "n", "value": "e" }],
         });
         let mut seen = Vec::new();
-        hide(&schema, &mut value, &mut |text| {
+        hide(whole.as_object().unwrap(), &schema, &mut value, &mut |text| {
             seen.push(text);
             format!("#{}", seen.len())
         });
-        assert_eq!(seen, ["b", "c", "d"]);
+        assert_eq!(seen, ["b", "c", "d", "e"]);
         let expected = json!({
             "plain": "a", "secret": "#1", "list": [{ "name": "n", "value": "#2" }, { "name": "m", "value": null }],
-            "map": { "k": "#3" },
+            "map": { "k": "#3" }, "shared": [{ "name": "n", "value": "#4" }],
         });
         assert_eq!(value, expected);
     }

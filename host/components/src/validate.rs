@@ -143,10 +143,11 @@ impl Checker {
     /// The value that is wrong; no text where a secret may stand, also when it stands in the wrong place there.
     fn shown(&self, violation: &ValidationError<'_>, path: &str) -> String {
         let property = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-        let schema = self.schema.pointer(&format!("/properties/{property}")).map(Value::to_string).unwrap_or_default();
-        let refers = || schema.contains("\"$ref\"") && self.schema.get("$defs").is_some_and(writes_only);
+        let schema = self.schema.pointer(&format!("/properties/{property}"));
+        let refers = schema.is_some_and(|schema| schema.to_string().contains("\"$ref\""));
+        let secret = schema.is_some_and(holds_secret) || refers && self.schema.get("$defs").is_some_and(holds_secret);
         match &**violation.instance() {
-            Value::String(_) if schema.contains(WRITE_ONLY) || refers() => "a text".to_owned(),
+            Value::String(_) if secret => "a text".to_owned(),
             value => shown(value),
         }
     }
@@ -355,11 +356,19 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// How a schema marks a secret.
-const WRITE_ONLY: &str = "\"writeOnly\":true";
+/// Returns whether a schema marks its value as a secret, as JSON Schema's validation vocabulary does (section 9.4).
+pub(crate) fn is_secret(schema: &Value) -> bool {
+    schema.get("writeOnly") == Some(&Value::Bool(true))
+}
 
-fn writes_only(schema: &Value) -> bool {
-    schema.to_string().contains(WRITE_ONLY)
+/// Returns whether a schema marks its value, or anything in it, as a secret.
+pub fn holds_secret(schema: &Value) -> bool {
+    is_secret(schema)
+        || match schema {
+            Value::Object(parts) => parts.values().any(holds_secret),
+            Value::Array(parts) => parts.iter().any(holds_secret),
+            _ => false,
+        }
 }
 
 fn cut(text: &str, most: usize) -> String {

@@ -21,17 +21,17 @@ pub(super) fn amend(
 ) {
     let mut touched: Vec<String> = Vec::new();
     let mut all: Vec<(usize, &ResolvedComponent, AmendmentSpec)> = Vec::new();
+    let mut report = |component: &ResolvedComponent, code, message: String, hint: &str| {
+        let message = format!("[components.{}]: {message}", component.name);
+        findings.push(profile.locator.finding(code, component.line, message, Some(hint.to_owned())));
+    };
     for (index, (component, list)) in profile.components.iter().zip(lists).enumerate() {
-        let mut report = |code, message: String, hint: &str| {
-            let message = format!("[components.{}]: {message}", component.name);
-            findings.push(profile.locator.finding(code, component.line, message, Some(hint.to_owned())));
-        };
         let mut amendments = list.amendments.clone();
         for finding in lint_amendments(&mut amendments) {
             if finding.repaired {
                 tracing::debug!(component = component.name, "{} (repaired): {}", finding.message, finding.hint);
             } else {
-                report("invalid_tool", finding.message, finding.hint);
+                report(component, "invalid_tool", finding.message, finding.hint);
             }
         }
         all.extend(amendments.into_iter().map(|amendment| (index, component, amendment)));
@@ -41,15 +41,7 @@ pub(super) fn amend(
         let Some(tool) = tools.iter_mut().find(|tool| tool.def.name == amendment.tool) else { continue };
         match add(profile, component, index, tool, amendment) {
             Ok(()) => touched.push(tool.def.name.clone()),
-            Err((message, hint)) => {
-                let message = format!("[components.{}]: {message}", component.name);
-                findings.push(profile.locator.finding(
-                    "tool_collision",
-                    component.line,
-                    message,
-                    Some(hint.to_owned()),
-                ));
-            }
+            Err((message, hint)) => report(component, "tool_collision", message, hint),
         }
     }
     for tool in tools.iter().filter(|tool| touched.contains(&tool.def.name)) {

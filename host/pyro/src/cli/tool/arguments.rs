@@ -239,8 +239,8 @@ fn record_of(
         None => {
             let form = format!("{}{}{}", record.left.to_uppercase(), record.separator, record.right.to_uppercase());
             // What was typed may be the secret alone.
-            let secret = items.to_string().contains("\"writeOnly\":true");
-            return Err(wrong(&flag.name, if secret { "..." } else { text }, &form));
+            let shown = if pyro_components::holds_secret(items) { "..." } else { text };
+            return Err(wrong(&flag.name, shown, &form));
         }
     }
     Ok(Value::Object(object))
